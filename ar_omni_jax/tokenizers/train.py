@@ -96,7 +96,7 @@ def _named_leaves(state: State) -> dict[str, Any]:
 def save_checkpoint(path: str | Path, state: State, step: int, config: dict[str, Any]) -> None:
     """Writes the state after `step` steps. Atomic: a kill in the middle leaves the previous checkpoint."""
     path = Path(path)
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named_leaves(state).items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named_leaves(state).items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(arrays, temporary, metadata={"step": str(step), "config": json.dumps(config)})
     with open(temporary, "rb+") as file:
@@ -126,7 +126,7 @@ def load_checkpoint(path: str | Path, template: State, config: dict[str, Any]) -
             what = "nothing" if found is None else f"{found.dtype}{list(found.shape)}"
             needed = f"{leaf.dtype}{list(np.shape(leaf))}"
             raise CheckpointError(f"{path}: state {name} needs {needed}, the file has {what}")
-        return jax.numpy.asarray(found)
+        return jax.numpy.array(found)
 
     return jax.tree_util.tree_map_with_path(restore, template), int(metadata["step"])
 

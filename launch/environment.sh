@@ -1,0 +1,40 @@
+# Sourced by the launch scripts. Makes a virtual environment and installs the project into it, once for each
+# state of setup.py.
+#   usage: . launch/environment.sh EXTRAS
+#   VENV    where the environment lives (default: .venv in the checkout)
+#   PYTHON  the interpreter it is made with (default: the newest of python3.11 … python3.13, python3)
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${VENV:-$repository/.venv}
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "No Python >= 3.11 found. Install one, or name it: PYTHON=/path/to/python3.11 bash $0" >&2
+  return 1
+}
+
+install_project() {
+  local extras=$1 python stamp wanted
+  python=$(find_python) || exit 1
+  stamp=$venv/.installed-$extras
+  wanted=$(cksum "$repository/setup.py")
+  if [ ! -x "$venv/bin/python" ]; then
+    echo "==> making a virtual environment in $venv ($("$python" --version))"
+    "$python" -m venv "$venv"
+  fi
+  # An editable install points at one checkout: another checkout sharing this environment must point it at itself.
+  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted $repository" ]; then
+    echo "==> installing ar_omni_jax[$extras] (a minute or two on a fresh machine)"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$repository[$extras]"
+    echo "$wanted $repository" >"$stamp"
+  fi
+}
+
+install_project "$1"
+export PATH="$venv/bin:$PATH"

@@ -1,0 +1,61 @@
+"""Installs ar_omni_jax and data_pipelines. The core needs neither TensorFlow nor PyTorch; extras add what a job needs."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.10.2,<0.12",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "grain>=0.2.18",
+    "array_record>=0.8.3",
+    "sentencepiece>=0.2.1",
+    "ml-collections>=1.1.0",
+    "clu>=0.0.12",
+    "absl-py",
+    "numpy>=2.0",
+    "scipy",
+    "safetensors",
+    "pillow",
+    "soundfile",
+    "soxr",
+    "tensorboardX",
+    "tqdm",
+    "matplotlib",
+    "jinja2",
+]
+EXTRAS = {
+    # The toy world's speech (espeak-ng as a wheel) and its independent judge.
+    "demo": ["espeakng-loader>=0.2.4", "pocketsphinx>=5.0.4"],
+    "torch": ["torch>=2.4", "transformers>=4.43"],
+    "tfds": ["tensorflow-datasets>=4.9.9", "tensorflow-cpu"],
+    "gpu": ["jax[cuda13]"],
+    "tpu": ["jax[tpu]"],
+}
+EXTRAS["test"] = [
+    *EXTRAS["demo"],
+    # One release with a CPU build for Python 3.11; the independent reference that numerics are held against.
+    "torch==2.13.0; python_version == '3.11'",
+    "torch; python_version > '3.11'",
+    "transformers>=5.0",
+    "pytest>=8",
+    "pytest-timeout",
+    "hypothesis",
+    "jiwer",
+    "ruff",
+]
+
+setup(
+    name="ar_omni_jax",
+    version="0.1.0",
+    description="Any-to-any autoregressive pretraining over text, image and speech tokens in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ar_omni_jax", "ar_omni_jax.*", "data_pipelines", "data_pipelines.*"]),
+    package_data={"ar_omni_jax": ["tokenizers/assets/*"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

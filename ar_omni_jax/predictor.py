@@ -1,0 +1,65 @@
+"""A checkpoint ready to answer: model, tokenizers, templates and the decode loop in one object."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from ar_omni_jax.documents import Document
+from ar_omni_jax.inference import Response, detokenize, prompt_tokens
+from ar_omni_jax.model.transformer import Transformer
+from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
+
+
+@dataclasses.dataclass
+class Predictor:
+    """Answers documents. `root` resolves relative media paths; `step` is the checkpoint's training step."""
+
+    model: Transformer
+    tokenizers: Tokenizers
+    template: str
+    step: int
+    root: Path = Path(".")
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, step: int | None = None) -> Predictor:
+        """Loads a training run's newest checkpoint (or `step`).
+
+        Raises VocabularyError when the tokenizers at hand are not those that the checkpoint was trained with.
+        """
+        from ar_omni_jax.checkpoint import load_for_inference
+
+        loaded = load_for_inference(checkpoint, step)
+        tokenizers = load_tokenizers(loaded.config["data"]["tokenizers"])
+        tokenizers.vocabulary.require_same(loaded.vocabulary.fingerprint, f"checkpoint {checkpoint}")
+        model = nnx.eval_shape(lambda: Transformer(loaded.model_config, rngs=nnx.Rngs(0)))
+        nnx.update(model, loaded.params)
+        return cls(model, tokenizers, loaded.config["data"]["template"], loaded.step)
+
+    def untrained(self, seed: int = 0) -> Predictor:
+        """The same shape with fresh random weights: the floor that training has to rise above."""
+        return dataclasses.replace(self, model=Transformer(self.model.config, rngs=nnx.Rngs(seed)), step=0)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples a second of generated speech."""
+        return self.tokenizers.speech.sample_rate
+
+    def respond(
+        self, documents: Sequence[Document], *, seeds: Sequence[int], root: Path | None = None, **options
+    ) -> list[Response]:
+        """One answer a document (its own last answer, if any, is not shown to the model).
+
+        A document's answer depends on its own prompt and seed alone, never on its neighbours. `options` go to
+        `decoding.generate.generate`.
+        """
+        from ar_omni_jax.decoding.generate import generate
+
+        prompts = prompt_tokens(documents, self.tokenizers, self.template, root or self.root)
+        tasks = [d.task for d in documents]
+        outputs = generate(self.model, prompts, tasks, self.tokenizers.vocabulary, seeds=list(seeds), **options)
+        return [detokenize(np.asarray(tokens), self.tokenizers) for tokens in outputs]

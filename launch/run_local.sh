@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# The main job on one machine, start to end: install, make the toy world's files, tokenize, pack, train, evaluate,
+# write samples (PNG, WAV, text) and a report page with plots. Run it again after an interruption: finished steps are
+# kept and training resumes from its last checkpoint.
+#
+#   bash launch/run_local.sh                                  about half an hour on 2 CPU cores
+#   WORKDIR=runs/long STEPS=20000 SCENES=12000 bash launch/run_local.sh     a longer run
+#   bash launch/run_local.sh --config.optimizer.peak_lr=1e-3  further arguments go to training
+#
+#   WORKDIR  where everything is written (default: runs/toyworld)
+#   CONFIG   training configuration      (default: configs/toyworld.py)
+#   SCENES   scenes in the data set      (default: 4000)
+#   STEPS    training steps              (default: the configuration's)
+#   LIMIT    held-out documents a task in the evaluation (default: 64)
+#   VENV     virtual environment         (default: .venv)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+WORKDIR=${WORKDIR:-runs/toyworld}
+CONFIG=${CONFIG:-configs/toyworld.py}
+SCENES=${SCENES:-4000}
+LIMIT=${LIMIT:-64}
+started=$SECONDS
+
+step() { printf '\n==> [%d:%02d] %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$*"; }
+
+. launch/environment.sh demo
+mkdir -p "$WORKDIR"
+WORKDIR=$(cd "$WORKDIR" && pwd)
+
+step "making the toy world: $SCENES scenes with captions, pictures and speech"
+python -m data_pipelines.toyworld --output="$WORKDIR/toy" --size="$SCENES"
+
+for split in train validation test; do
+  step "tokenizing the $split split"
+  python -m data_pipelines.build_shards --source=manifest --input="$WORKDIR/toy/$split.jsonl" \
+    --output="$WORKDIR/shards" --split="$split"
+done
+
+step "packing documents into rows"
+python -m data_pipelines.pack_shards --input="$WORKDIR/shards" --output="$WORKDIR/packed" --length=512
+python -m data_pipelines.inspect_shards --input="$WORKDIR/packed" --output="$WORKDIR/inspect"
+
+step "training"
+python -m ar_omni_jax.main --config="$CONFIG" --workdir="$WORKDIR/train" --config.data.path="$WORKDIR/packed" \
+  ${STEPS:+--config.train.steps="$STEPS"} "$@"
+
+step "evaluating on held-out scenes and voices"
+python -m ar_omni_jax.evaluate --checkpoint="$WORKDIR/train" --data="$WORKDIR/toy/test.jsonl" \
+  --task=all --limit="$LIMIT" --output="$WORKDIR/evaluation"
+
+step "writing the report"
+python -m ar_omni_jax.evaluation.report --run="$WORKDIR" --output="$WORKDIR/report"
+
+step "done"
+cat <<EOF
+report       $WORKDIR/report/index.html
+scores       $WORKDIR/evaluation/evaluation.md
+answers      $WORKDIR/evaluation/{caption,t2i,asr,tts}/ (text, PNG, WAV)
+checkpoints  $WORKDIR/train
+TensorBoard  tensorboard --logdir=$WORKDIR/train   (pip install tensorboard)
+ask it       ${VENV:-.venv}/bin/python -m ar_omni_jax.generate --checkpoint=$WORKDIR/train --task=t2i --text="a large red circle at the top left"
+EOF

@@ -31,8 +31,8 @@ class Response:
 
     def save(self, directory: Path, name: str, sample_rate: int) -> dict:
         """Writes name.txt, name-k.png and name-k.wav (16 bit) as far as there is something; returns the record."""
-        from PIL import Image
         import soundfile
+        from PIL import Image
 
         directory.mkdir(parents=True, exist_ok=True)
         files = []

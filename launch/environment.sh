@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts. Makes a virtual environment and installs the project into it, once for each
 # state of setup.py.
 #   usage: . launch/environment.sh EXTRAS
@@ -31,7 +32,7 @@ install_project() {
   # An editable install points at one checkout: another checkout sharing this environment must point it at itself.
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted $repository" ]; then
     echo "==> installing ar_omni_jax[$extras] (a minute or two on a fresh machine)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$repository[$extras]"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${repository}[$extras]"
     echo "$wanted $repository" >"$stamp"
   fi
 }

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from ar_omni_jax.tokenizers.bundle import Tokenizers
 
 from ar_omni_jax.documents import Document, document_from_json
 from ar_omni_jax.evaluation import toy_judges, wer
 from ar_omni_jax.inference import Response, answer_tokens, detokenize
-from ar_omni_jax.tokenizers.bundle import Tokenizers
 from ar_omni_jax.vocabulary import Modality
 
 JUDGED_TASKS = ("caption", "t2i", "asr", "tts")
@@ -63,8 +63,8 @@ def truth_text(document: Document) -> str:
 
 def truth_system(root: Path) -> System:
     """Answers with the data set's own files: the judges' own error."""
-    from PIL import Image
     import soundfile
+    from PIL import Image
 
     def answer(task: str, documents: Sequence[Document]) -> list[Response]:
         out = []

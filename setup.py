@@ -1,4 +1,4 @@
-"""Installs ar_omni_jax and data_pipelines. The core needs neither TensorFlow nor PyTorch; extras add what a job needs."""
+"""Installs ar_omni_jax and data_pipelines. The core needs no TensorFlow and no PyTorch; extras add what a job needs."""
 
 from pathlib import Path
 

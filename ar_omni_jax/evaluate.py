@@ -70,7 +70,9 @@ def main(argv):
 
     manifest = Path(FLAGS.data)
     if not manifest.is_file():
-        raise app.UsageError(f"--data={manifest} does not exist; make it with python -m data_pipelines.toyworld --output=DIR")
+        raise app.UsageError(
+            f"--data={manifest} does not exist; make it with python -m data_pipelines.toyworld --output=DIR"
+        )
     predictor = Predictor.load(FLAGS.checkpoint)
     predictor.root = manifest.parent
     tasks = toy_tasks.JUDGED_TASKS if FLAGS.task == "all" else (FLAGS.task,)

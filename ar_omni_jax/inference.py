@@ -101,9 +101,7 @@ def without_answer(document: Document) -> Document:
     return dataclasses.replace(document, turns=document.turns[:last])
 
 
-def prompt_tokens(
-    documents: Sequence[Document], tokenizers: Tokenizers, template: str, root: Path
-) -> list[np.ndarray]:
+def prompt_tokens(documents: Sequence[Document], tokenizers: Tokenizers, template: str, root: Path) -> list[np.ndarray]:
     """int32 prompt of each document (its last answer removed), ending where the model starts to write."""
     asked = [without_answer(d) for d in documents]
     codes = encode_media(asked, tokenizers, root)

@@ -116,8 +116,8 @@ class JointVocabulary:
         bad = (codes < 0) | (codes >= ids.count)
         if bad.any():
             raise VocabularyError(
-                f"{Modality(modality).name.lower()} code {int(codes[bad].flat[0])} is outside [0, {ids.count}) of vocabulary "
-                f"{self.name!r}; was the data made with another tokenizer?"
+                f"{Modality(modality).name.lower()} code {int(codes[bad].flat[0])} is outside [0, {ids.count}) of "
+                f"vocabulary {self.name!r}; was the data made with another tokenizer?"
             )
         return (codes + ids.start).astype(np.int32)
 
@@ -185,8 +185,8 @@ class JointVocabulary:
         """VocabularyError, both fingerprints named, unless `fingerprint` (read from `where`) is this one's."""
         if fingerprint != self.fingerprint:
             raise VocabularyError(
-                f"{where} was made with vocabulary {fingerprint}, but this run uses {self.name!r} = {self.fingerprint}; "
-                "use the tokenizers it was made with, or build the data again"
+                f"{where} was made with vocabulary {fingerprint}, but this run uses {self.name!r} = "
+                f"{self.fingerprint}; use the tokenizers it was made with, or build the data again"
             )
 
 

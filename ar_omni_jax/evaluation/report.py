@@ -73,13 +73,18 @@ def plot_losses(train: list[dict], validation: list[dict], unigram: dict[str, fl
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     for modality, color in zip(MODALITIES, ("#1b6ca8", "#c2571a", "#2e7d4f"), strict=True):
         key = f"nll/{modality}"
-        for records, style, label in ((train, {"lw": 1, "alpha": 0.6}, None), (validation, {"marker": "o", "ms": 4}, modality)):
+        for records, style, label in (
+            (train, {"lw": 1, "alpha": 0.6}, None),
+            (validation, {"marker": "o", "ms": 4}, modality),
+        ):
             points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
             if points:
                 left.plot(*zip(*points, strict=True), color=color, label=label, **style)
         if modality in unigram:
             left.axhline(unigram[modality], color=color, ls="--", lw=0.8)
-    left.set(xlabel="step", ylabel="nats a token", title="next-token loss (line: training, dots: held-out, dashed: unigram)")
+    left.set(
+        xlabel="step", ylabel="nats a token", title="next-token loss (line: training, dots: held-out, dashed: unigram)"
+    )
     left.legend()
     points = [(r["step"], r["perceptual"]) for r in train if r.get("perceptual") is not None]
     if points:
@@ -106,7 +111,9 @@ def copy_samples(evaluation: dict, run: Path, output: Path, count: int) -> dict[
                 for part in turn["parts"]:
                     for kind in ("image", "speech"):
                         if kind in part:
-                            sample[f"{turn['role']}_{kind}"] = _copy(manifest.parent / part[kind], output, f"{task}-{k}-true")
+                            sample[f"{turn['role']}_{kind}"] = _copy(
+                                manifest.parent / part[kind], output, f"{task}-{k}-true"
+                            )
             for suffix, kind in ((".png", "image"), (".wav", "speech")):
                 made = run / "evaluation" / task / f"{k:03d}{suffix}"
                 if made.is_file():
@@ -156,7 +163,9 @@ def build(run: Path, output: Path, samples: int) -> dict:
         "step": evaluation["step"],
         "losses": loss_rows(validation, unigram),
         "measures": {t: toy_tasks.MEASURES[t] for t in systems["trained model"]},
-        "systems": {n: {t: {"score": r.score, "low": r.low, "high": r.high} for t, r in s.items()} for n, s in systems.items()},
+        "systems": {
+            n: {t: {"score": r.score, "low": r.low, "high": r.high} for t, r in s.items()} for n, s in systems.items()
+        },
         "documents": evaluation["documents"],
         "training": train[-1] if train else {},
         "machine": machine(),

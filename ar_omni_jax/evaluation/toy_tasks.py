@@ -71,7 +71,9 @@ def truth_system(root: Path) -> System:
         for document in documents:
             parts = [p for t in document.turns if t.role == "assistant" for p in t.parts]
             texts = [p.value for p in parts if p.modality == Modality.TEXT]
-            images = [np.asarray(Image.open(root / p.value).convert("RGB")) for p in parts if p.modality == Modality.IMAGE]
+            images = [
+                np.asarray(Image.open(root / p.value).convert("RGB")) for p in parts if p.modality == Modality.IMAGE
+            ]
             speech = [
                 soundfile.read(root / p.value, dtype="float32")[0] for p in parts if p.modality == Modality.SPEECH
             ]

@@ -1,0 +1,1 @@
+"""Data pipelines: from raw files to packed shards of tokens."""

@@ -1,0 +1,37 @@
+"""The command `python -m data_pipelines.toyworld --output=DIR --size=N`."""
+
+import argparse
+import sys
+import time
+
+from data_pipelines.toyworld.build import ToyWorldError, build
+from data_pipelines.toyworld.espeak import SpeechError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.toyworld",
+        description="Make the toy world: pictures, speech and text of simple scenes, with manifests of documents. "
+        "Run the same command again to finish an interrupted one.",
+    )
+    parser.add_argument("--output", required=True, help="folder to make; empty, or of an interrupted run")
+    parser.add_argument("--size", type=int, required=True, help="number of scenes (about 0.01 s each on two cores)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed makes another world (default 0)")
+    parser.add_argument("--workers", type=int, default=2, help="processes; never changes the result (default 2)")
+    options = parser.parse_args(arguments)
+    start = time.monotonic()
+    try:
+        summary = build(options.output, options.size, options.seed, options.workers)
+    except (ToyWorldError, SpeechError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    documents = sum(sum(counts.values()) for counts in summary["documents"].values())
+    print(
+        f"{options.output}: {documents} documents, {summary['images']} images, {summary['utterances']} utterances "
+        f"({summary['speech_hours']:.2f} hours of speech), in {time.monotonic() - start:.0f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

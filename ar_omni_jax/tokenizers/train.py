@@ -31,6 +31,8 @@ from ml_collections import config_flags
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ar_omni_jax.tokenizers.files import replace_file
+
 KINDS = ("image", "speech")
 REQUIRED = {
     "kind": str,
@@ -74,19 +76,7 @@ class CodecTask(Protocol):
         """Writes path_prefix + ".safetensors" and ".json" (holding `provenance`) atomically."""
 
 
-# --------------------------------------------------------------------------------------------- files
-
-
-def replace_file(path: str | Path, data: bytes) -> None:
-    """Writes `data` to `path` so that a reader or a crash sees the old file or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+# ---------------------------------------------------------------------------------------- checkpoints
 
 
 def _named_leaves(state: State) -> dict[str, Any]:
@@ -297,18 +287,15 @@ def _command_line(argv: list[str]) -> str:
     return shlex.join(words)
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/tokenizer_image.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same folder resumes it.")
-
-
 def main(argv: list[str]) -> None:
+    config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are given as --config.key=value")
     try:
-        task = create_task(_CONFIG.value)
+        task = create_task(config)
     except (OSError, ValueError) as error:  # a wrong config or bad data: the message says it all
         sys.exit(f"error: {error}")
-    trainer = Trainer(task, _CONFIG.value, _WORKDIR.value, _command_line(sys.argv))
+    trainer = Trainer(task, config, workdir, _command_line(sys.argv))
     try:
         code = trainer.run(StopSignal())
     except (OSError, CheckpointError, FloatingPointError) as error:
@@ -316,6 +303,8 @@ def main(argv: list[str]) -> None:
     sys.exit(code)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # defined here alone: importing this module must not claim a program's flags
+    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/tokenizer_image.py.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; the same folder resumes it.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
+from ar_omni_jax.tokenizers.files import replace_file
 from ar_omni_jax.tokenizers.image.config import VQGANConfig
 from ar_omni_jax.tokenizers.image.model import VQGAN
 
+FORMAT = "ar_omni_jax image VQGAN 1"
 IGNORED_PREFIXES = ("loss.",)  # discriminator and perceptual network of the published training
 
 
@@ -70,3 +77,46 @@ def parameter_counts(config: VQGANConfig) -> dict[str, int]:
     for path, param in nnx.to_flat_state(abstract_model(config)[1]):
         counts[str(path[0])] = counts.get(str(path[0]), 0) + int(np.prod(param.shape))
     return counts
+
+
+def weights_identity(config: VQGANConfig, weights: Mapping[str, np.ndarray]) -> str:
+    """12 hex digits that change when the config or any weight does: same identity, same codes."""
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name], np.float32)
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def save_tokenizer(path_prefix: str, config: VQGANConfig, params: nnx.State, provenance: dict[str, Any]) -> None:
+    """Writes PREFIX.safetensors (published keys) and PREFIX.json (format, config, identity, provenance)."""
+    weights = published_state(params)
+    identity = weights_identity(config, weights)
+    description = {"format": FORMAT, "identity": identity, **config.to_dict(), "provenance": provenance}
+    replace_file(f"{path_prefix}.safetensors", save(weights, metadata={"format": FORMAT, "identity": identity}))
+    replace_file(f"{path_prefix}.json", (json.dumps(description, indent=1) + "\n").encode())
+
+
+def load_tokenizer(path_prefix: str) -> tuple[VQGAN, str]:
+    """Reads (model, identity) from PREFIX.safetensors and PREFIX.json; errors name the file and what to do."""
+    json_path, weights_path = Path(f"{path_prefix}.json"), Path(f"{path_prefix}.safetensors")
+    for path in (json_path, weights_path):
+        if not path.is_file():
+            raise FileNotFoundError(f"image tokenizer: {path} does not exist; give the path without its extension")
+    try:
+        values = json.loads(json_path.read_text())
+        config = VQGANConfig.from_dict({k: values[k] for k in ("ddconfig", "n_embed", "embed_dim")})
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"image tokenizer: {json_path} is not usable ({error})") from error
+    try:
+        weights = load_file(weights_path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"image tokenizer: {weights_path} is damaged ({error})") from error
+    identity = weights_identity(config, weights)
+    if values.get("identity", identity) != identity:
+        raise ValueError(
+            f"image tokenizer: {weights_path} has identity {identity}, but {json_path} is about "
+            f"{values['identity']}; the two files belong to different exports"
+        )
+    return model_from_published(config, weights, str(weights_path)), identity

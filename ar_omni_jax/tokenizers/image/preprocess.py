@@ -1,0 +1,114 @@
+"""Pictures in and out: a file, bytes or an array to float32 [size, size, 3] in [-1, 1], and back to uint8.
+
+The order is Chameleon's: alpha blended on white, shorter side resized with LANCZOS, centre crop, x / 127.5 - 1.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000
+"""Largest picture that is decoded, in pixels; a larger one is taken for a decompression bomb."""
+
+
+class ImageError(ValueError):
+    """A picture cannot be used; the message says which, why and what to do."""
+
+
+def _describe(source: object) -> str:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"image of {len(source)} bytes"
+    return "image array" if isinstance(source, np.ndarray) else f"image {source}"
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Any mode to RGB; transparency is blended on white in float64 and truncated to uint8."""
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit grey: convert() would clip it at 255
+        values = np.asarray(picture, np.float64)
+        scale = 257.0 if values.max(initial=0.0) > 255 else 1.0
+        return Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in picture.info:
+        return picture.convert("RGB")
+    rgba = np.asarray(picture.convert("RGBA"), np.float64)
+    alpha = rgba[..., 3:] / 255.0
+    return Image.fromarray(((1 - alpha) * 255.0 + alpha * rgba[..., :3]).astype(np.uint8))
+
+
+def preprocess(picture: Image.Image, size: int) -> np.ndarray:
+    """Picture of any mode and shape to float32 [size, size, 3] in [-1, 1]."""
+    picture = _to_rgb(picture)
+    width, height = picture.size
+    scale = size / min(width, height)
+    resized = max(size, round(width * scale)), max(size, round(height * scale))
+    if resized != picture.size:
+        picture = picture.resize(resized, Image.Resampling.LANCZOS)
+    left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
+    pixels = np.asarray(picture.crop((left, top, left + size, top + size)), np.float32)
+    return pixels / np.float32(127.5) - np.float32(1)
+
+
+def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
+    if isinstance(source, str | os.PathLike):
+        try:
+            data = Path(source).read_bytes()
+        except FileNotFoundError:
+            raise ImageError(f"{name}: no such file") from None
+        except OSError as error:
+            raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
+    else:
+        data = bytes(source)
+    if not data:
+        raise ImageError(f"{name}: is empty")
+    try:
+        picture = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: is not a picture in a known format (PNG, JPEG, WebP, ...)") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{name}: cannot be opened ({error})") from error
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: {picture.width}x{picture.height} is more than {MAX_PIXELS} pixels; make it smaller first"
+        )
+    try:
+        picture.load()
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on broken data
+        raise ImageError(f"{name}: is truncated or damaged ({error})") from error
+    return picture
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise ImageError(f"image array: dtype must be uint8 (0..255), got {array.dtype}")
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)) or 0 in array.shape:
+        raise ImageError(f"image array: shape must be [H, W], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
+    return Image.fromarray(array)
+
+
+def read_image(source: str | os.PathLike | bytes | np.ndarray, size: int) -> np.ndarray:
+    """Reads a path, an encoded file's bytes, or a uint8 array [H, W(, 1 | 3 | 4)].
+
+    Returns float32 [size, size, 3] in [-1, 1], RGB. Raises ImageError (a ValueError) when the source is missing,
+    truncated, not a picture, or larger than MAX_PIXELS.
+    """
+    picture = _from_array(source) if isinstance(source, np.ndarray) else _open(source, _describe(source))
+    return preprocess(picture, size)
+
+
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Float pixels in [-1, 1] (clamped) to uint8 0..255, rounded; any shape."""
+    clamped = np.clip(np.asarray(pixels, np.float32), -1, 1)
+    return np.round((clamped + 1) * np.float32(127.5)).astype(np.uint8)
+
+
+def encode_png(pixels_HWC: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] to the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Losses, the optimizer, the jitted training step and the loop round it."""

@@ -21,7 +21,7 @@ MAX_LISTED = 1000  # dropped documents listed by name; all are counted
 
 @dataclasses.dataclass
 class Counts:
-    """Documents and tokens of a split.
+    """Documents and tokens of a split, and the tokens of its longest document.
 
     `by_task` and `by_group` map to {"documents", "tokens"}, `by_modality` to tokens. `dropped` maps a reason to
     its number; `dropped_list` names the first MAX_LISTED as {"id", "reason"}.
@@ -29,6 +29,7 @@ class Counts:
 
     documents: int = 0
     tokens: int = 0
+    longest: int = 0
     by_task: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     by_group: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     by_modality: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -40,6 +41,7 @@ class Counts:
         n = len(doc.tokens)
         self.documents += 1
         self.tokens += n
+        self.longest = max(self.longest, n)
         for table, key in ((self.by_task, doc.task), (self.by_group, doc.group)):
             entry = table.setdefault(key, {"documents": 0, "tokens": 0})
             entry["documents"] += 1
@@ -56,7 +58,9 @@ class Counts:
 
     def merge(self, other: Counts) -> Counts:
         """The sum of two disjoint parts."""
-        merged = Counts(self.documents + other.documents, self.tokens + other.tokens)
+        merged = Counts(
+            self.documents + other.documents, self.tokens + other.tokens, max(self.longest, other.longest)
+        )
         for name in ("by_task", "by_group", "by_modality", "dropped"):
             setattr(merged, name, _sum_tables(getattr(self, name), getattr(other, name)))
         merged.dropped_list = (self.dropped_list + other.dropped_list)[:MAX_LISTED]

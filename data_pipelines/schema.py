@@ -80,6 +80,13 @@ def _open(data: bytes, kind: str, where: str) -> tuple[int, int, memoryview]:
     return token_bytes, count, body
 
 
+def record_length(data: bytes, where: str = "record") -> int:
+    """Tokens of a record, from its header alone."""
+    if len(data) < _HEADER.size or data[:4] != _MAGIC:
+        raise SchemaError(f"{where}: not a record of this project; copy or build the shard again")
+    return _HEADER.unpack_from(data)[-1]
+
+
 def _token_array(tokens: np.ndarray) -> np.ndarray:
     """Ids as little-endian uint16 where they all fit, else uint32; SchemaError for a negative or huge id."""
     tokens = np.asarray(tokens)

@@ -185,7 +185,7 @@ def test_info_round_trip_and_merge(tmp_path):
     assert read_info(tmp_path, "documents", VOCABULARY.fingerprint) == info(4)
     merged = merge_infos([info(4), info(6), info(5, splits={"test": info(5).splits["train"]})])
     train = Counts.from_dict(merged.splits["train"])
-    assert (train.documents, train.tokens) == (2, 10)
+    assert (train.documents, train.tokens, train.longest) == (2, 10, 6)
     assert train.by_task == {"asr": {"documents": 2, "tokens": 10}}
     assert train.by_modality == {"speech": 5, "text": 5}
     assert train.dropped == {"empty transcript": 2} and len(train.dropped_list) == 2

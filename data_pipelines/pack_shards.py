@@ -1,0 +1,356 @@
+"""Token shards to packed shards: rows of one length, by mixture group, shuffled by seed, no document lost.
+
+    python -m data_pipelines.pack_shards --input=SHARDS --output=PACKED --length=512
+
+The documents of a split are visited in a pseudo-random order (a function of the seed, not a list) in units of
+about `unit_tokens` tokens; each unit is packed by itself, so memory does not grow with the corpus. A unit writes
+one shard a group, atomically, then its counts; a stopped job continues with the first unit that lacks them and
+ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from tqdm import tqdm
+
+from ar_omni_jax.documents import GROUPS, TokenDocument
+from ar_omni_jax.vocabulary import JointVocabulary
+from data_pipelines import packing, schema, shards
+from data_pipelines.dataset_info import FILE_NAME, Counts, DatasetInfo, read_info, write_info
+from data_pipelines.schema import SchemaError
+
+OVERLONG = ("error", "drop_counted", "split")
+READ_BATCH = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class PackOptions:
+    """length: tokens a row. overlong: what becomes of documents longer than a row ("error" names them, "drop_counted"
+    leaves them out and lists them in dataset.json, "split" cuts them into pieces). unit_tokens: tokens packed at
+    once, which bounds memory and sets the size of a shard."""
+
+    length: int
+    seed: int = 0
+    overlong: str = "error"
+    unit_tokens: int = 16_000_000
+
+    def __post_init__(self):
+        if self.length < 2 or self.unit_tokens < 1:
+            raise ValueError(f"length {self.length} must be at least 2 and unit_tokens {self.unit_tokens} at least 1")
+        if self.overlong not in OVERLONG:
+            raise ValueError(f"overlong {self.overlong!r} is not one of {', '.join(OVERLONG)}")
+
+
+class SplitReader:
+    """Random access to the documents of all shards of one split. `len` documents, `longest` tokens."""
+
+    def __init__(self, directory: Path, split: str, info: DatasetInfo):
+        self.paths = shards.shard_paths(directory, split)
+        if split not in info.splits or not self.paths:
+            raise SchemaError(
+                f"{directory}: no {split} shards; it has {sorted(info.splits)}; run build_shards --split={split}"
+            )
+        self._readers = [shards.ShardReader(path) for path in self.paths]
+        self._ends = np.cumsum([len(reader) for reader in self._readers])
+        self.counts = Counts.from_dict(info.splits[split])
+        if len(self) != self.counts.documents:
+            raise SchemaError(
+                f"{directory}: {split} shards hold {len(self)} documents, {FILE_NAME} says "
+                f"{self.counts.documents}; "
+                "did build_shards finish? run it again"
+            )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def records(self, indices: Sequence[int]) -> Iterator[tuple[bytes, str]]:
+        """(record, its place) at each global index, in the given order."""
+        indices = np.asarray(indices, np.int64)
+        files = np.searchsorted(self._ends, indices, side="right")
+        local = indices - np.where(files > 0, self._ends[files - 1], 0)
+        found: dict[int, tuple[bytes, str]] = {}
+        for file in np.unique(files).tolist():
+            reader, slots = self._readers[file], np.flatnonzero(files == file)
+            for slot, data in zip(slots.tolist(), reader.read(local[slots].tolist()), strict=True):
+                found[slot] = data, reader.where(int(local[slot]))
+        return (found[slot] for slot in range(len(indices)))
+
+    def documents(self, indices: Sequence[int], vocabulary: JointVocabulary) -> Iterator[TokenDocument]:
+        """Checked documents at the global indices, in order, READ_BATCH in memory at a time."""
+        for start in range(0, len(indices), READ_BATCH):
+            for data, where in self.records(indices[start : start + READ_BATCH]):
+                yield schema.decode_document(data, vocabulary, where)
+
+    def close(self) -> None:
+        for reader in self._readers:
+            reader.close()
+
+
+def refuse_overlong(reader: SplitReader, length: int) -> None:
+    """SchemaError that counts the documents longer than `length` and names the first few."""
+    if 0 < reader.counts.longest <= length:
+        return
+    count, longest, names = 0, 0, []
+    for start in range(0, len(reader), READ_BATCH):
+        for data, where in reader.records(range(start, min(start + READ_BATCH, len(reader)))):
+            tokens = schema.record_length(data, where)
+            longest = max(longest, tokens)
+            if tokens > length:
+                count += 1
+                if len(names) < 8:
+                    names.append(f"{schema.decode_document(data, where=where).id} ({tokens} tokens)")
+    if count:
+        raise SchemaError(
+            f"{count} of {len(reader)} documents are longer than a row of {length}: {', '.join(names)}"
+            f"{', ...' if count > len(names) else ''}; use --length={longest}, --overlong=split to cut "
+            "them, or "
+            "--overlong=drop_counted to leave them out (listed in dataset.json)"
+        )
+
+
+@dataclasses.dataclass
+class UnitResult:
+    """What one unit did: counts of what is in its rows, tokens dropped, rows by group, documents cut and pieces."""
+
+    counts: Counts = dataclasses.field(default_factory=Counts)
+    dropped_tokens: int = 0
+    rows: dict[str, int] = dataclasses.field(default_factory=dict)
+    cut: int = 0
+    pieces: int = 0
+
+    def merge(self, other: UnitResult) -> UnitResult:
+        rows = {g: self.rows.get(g, 0) + other.rows.get(g, 0) for g in sorted({*self.rows, *other.rows})}
+        return UnitResult(
+            self.counts.merge(other.counts),
+            self.dropped_tokens + other.dropped_tokens,
+            rows,
+            self.cut + other.cut,
+            self.pieces + other.pieces,
+        )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> UnitResult:
+        return cls(**(data | {"counts": Counts.from_dict(data["counts"])}))
+
+
+class SplitPacker:
+    """Packs one split of one data set; `run` does all units that are not yet done and returns the split's entry."""
+
+    def __init__(self, source: Path, output: Path, split: str, info: DatasetInfo, options: PackOptions):
+        self.reader = SplitReader(source, split, info)
+        self.directory, self.state = output / split, output / f".pack-{split}"
+        self.split, self.vocabulary, self.options = split, info.vocabulary, options
+        counts = self.reader.counts
+        self.groups = [g for g in GROUPS if counts.by_group.get(g, {}).get("documents", 0)]
+        self.units = max(1, -(-counts.tokens // options.unit_tokens))
+        self.order = grain.MapDataset.range(len(self.reader)).shuffle(seed=options.seed % 2**32)
+        digest = hashlib.sha256(json.dumps(counts.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        self.origin = {"documents": counts.documents, "tokens": counts.tokens, "digest": digest}
+        self.plan = dataclasses.asdict(options) | {"origin": self.origin, "units": self.units}
+
+    def run(self, show_progress: bool = False) -> dict[str, Any]:
+        """Packs, and returns counts, rows, fill, origin. Raises SchemaError when any token is unaccounted for."""
+        self._check_plan()
+        if self.options.overlong == "error":
+            refuse_overlong(self.reader, self.options.length)
+        for group in self.groups:
+            shards.remove_stale(self.directory, group)
+        total = UnitResult()
+        bar = tqdm(range(self.units), desc=f"pack {self.split}", unit="unit", disable=not show_progress)
+        for unit in bar:
+            done = self.state / f"unit-{unit:05d}.json"
+            if not done.exists():
+                _write_json(done, dataclasses.asdict(self._pack_unit(unit)))
+            total = total.merge(UnitResult.from_dict(json.loads(done.read_text())))
+            bar.set_postfix(tokens=total.counts.tokens)
+        self.reader.close()
+        if total.counts.tokens + total.dropped_tokens != self.origin["tokens"]:
+            raise SchemaError(
+                f"{self.directory}: {total.counts.tokens} tokens packed and {total.dropped_tokens} dropped, "
+                "but the "
+                f"documents have {self.origin['tokens']}; the input changed meanwhile: run again with "
+                "--overwrite"
+            )
+        return self._entry(total)
+
+    def _check_plan(self) -> None:
+        """Continues only a job with equal options and input; otherwise the shards would be a mixture of two."""
+        path = self.state / "plan.json"
+        if path.exists() and json.loads(path.read_text()) != self.plan:
+            raise SchemaError(
+                f"{self.directory} was begun with other options or other documents; run with --overwrite to "
+                "start "
+                "anew, or give another --output"
+            )
+        _write_json(path, self.plan)
+
+    def _pack_unit(self, unit: int) -> UnitResult:
+        start, stop = (len(self.reader) * u // self.units for u in (unit, unit + 1))
+        indices = [self.order[i] for i in range(start, stop)]
+        result = UnitResult()
+        tokens: dict[str, list[np.ndarray]] = {g: [] for g in self.groups}
+        classes: dict[str, list[np.ndarray]] = {g: [] for g in self.groups}
+        for doc in self.reader.documents(indices, self.vocabulary):
+            for piece in self._by_rule(doc, result):
+                result.counts.add(piece)
+                tokens[piece.group].append(piece.tokens)
+                classes[piece.group].append(piece.classes())
+        for group in self.groups:
+            result.rows[group] = self._write_rows(unit, group, tokens.pop(group), classes.pop(group))
+        return result
+
+    def _by_rule(self, doc: TokenDocument, result: UnitResult) -> list[TokenDocument]:
+        """The document, its pieces, or nothing, by the rule for over-long ones; kept account of in `result`."""
+        length = self.options.length
+        if len(doc.tokens) <= length:
+            return [doc]
+        if self.options.overlong == "drop_counted":
+            result.counts.drop(doc.id, f"longer than {length} tokens")
+            result.dropped_tokens += len(doc.tokens)
+            return []
+        pieces = packing.split_document(doc, length)
+        result.cut += 1
+        result.pieces += len(pieces)
+        return pieces
+
+    def _write_rows(self, unit: int, group: str, tokens: list[np.ndarray], classes: list[np.ndarray]) -> int:
+        rng = np.random.default_rng([self.options.seed, unit, GROUPS.index(group)])
+        rows = packing.pack_documents([len(t) for t in tokens], self.options.length, rng)
+        width = schema.token_bytes_for(self.vocabulary.size)
+        with shards.ShardWriter(self.directory / shards.shard_name(group, unit, self.units)) as writer:
+            for row in rows:
+                example = packing.fill_row(
+                    [tokens[i] for i in row], [classes[i] for i in row], self.options.length, self.vocabulary.pad
+                )
+                writer.write(schema.encode_packed(example, width))
+        return len(rows)
+
+    def _entry(self, total: UnitResult) -> dict[str, Any]:
+        by_group = total.counts.by_group
+        fill = {
+            g: round(by_group.get(g, {}).get("tokens", 0) / (rows * self.options.length), 6)
+            for g, rows in total.rows.items()
+            if rows
+        }
+        return total.counts.to_dict() | {
+            "rows": total.rows,
+            "fill": fill,
+            "cut": {"documents": total.cut, "pieces": total.pieces},
+            "dropped_tokens": total.dropped_tokens,
+            "origin": self.origin,
+        }
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(data, sort_keys=True))
+    os.replace(temporary, path)
+
+
+def pack(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    options: PackOptions,
+    splits: Sequence[str] = (),
+    overwrite: bool = False,
+    show_progress: bool = False,
+) -> DatasetInfo:
+    """Packs `splits` (default: all of the input) and describes them in output/dataset.json, which is returned.
+
+    A split that is there already, made from the same documents with the same options, is left alone; anything
+    else in its place is a SchemaError unless `overwrite`.
+    """
+    source, output = Path(source), Path(output)
+    documents = read_info(source, "documents")
+    settings = dataclasses.asdict(options)
+    packed = DatasetInfo(
+        "packed", documents.vocabulary, documents.tokenizers, {}, settings | documents.settings, options.length
+    )
+    splits = splits or sorted(documents.splits)
+    if (output / FILE_NAME).exists():
+        packed = _existing(output, packed, splits if overwrite else ())
+    for split in splits:
+        packer = SplitPacker(source, output, split, documents, options)
+        if overwrite:
+            shutil.rmtree(packer.state, ignore_errors=True)
+            shutil.rmtree(packer.directory, ignore_errors=True)
+        if packed.splits.get(split, {}).get("origin") != packer.origin:
+            if split in packed.splits:
+                raise SchemaError(
+                    f"{output}: {split} was packed from other documents; run with --overwrite or give another --output"
+                )
+            packed.splits[split] = packer.run(show_progress)
+            write_info(output, packed)
+        shutil.rmtree(packer.state, ignore_errors=True)
+    return packed
+
+
+def _existing(output: Path, wanted: DatasetInfo, replaced: Sequence[str]) -> DatasetInfo:
+    """The description in `output` without the splits to be replaced; SchemaError if the rest is of another make."""
+    info = read_info(output, "packed")
+    kept = {split: entry for split, entry in info.splits.items() if split not in replaced}
+    if not kept:
+        return wanted
+    wanted.vocabulary.require_same(info.vocabulary.fingerprint, str(output))
+    for name in ("settings", "tokenizers", "length"):
+        if getattr(info, name) != getattr(wanted, name):
+            raise SchemaError(
+                f"{output}: {', '.join(kept)} packed with {name} {getattr(info, name)}, not "
+                f"{getattr(wanted, name)}; "
+                "replace all splits with --overwrite or give another --output"
+            )
+    return dataclasses.replace(info, splits=kept)
+
+
+def summary(info: DatasetInfo) -> str:
+    """A line a split and group: rows, documents, tokens, fill; then what was cut or dropped."""
+    lines = []
+    for split, entry in info.splits.items():
+        for group, rows in entry["rows"].items():
+            kept = entry["by_group"].get(group, {"documents": 0, "tokens": 0})
+            lines.append(
+                f"{split}/{group}: {rows} rows of {info.length}, {kept['documents']} documents, "
+                f"{kept['tokens']} "
+                f"tokens, fill {entry['fill'].get(group, 0):.2%}"
+            )
+        if entry["cut"]["documents"]:
+            lines.append(f"{split}: {entry['cut']['documents']} documents cut into {entry['cut']['pieces']} pieces")
+        for reason, number in entry["dropped"].items():
+            lines.append(f"{split}: {number} documents dropped ({reason}), {entry['dropped_tokens']} tokens")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, help="directory that build_shards wrote")
+    parser.add_argument("--output", required=True, help="directory for the packed shards")
+    parser.add_argument("--length", type=int, required=True, help="tokens a row")
+    parser.add_argument("--split", action="append", default=[], help="split to pack, may repeat; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="order of documents")
+    parser.add_argument("--overlong", choices=OVERLONG, default="error", help="documents longer than a row")
+    parser.add_argument("--unit_tokens", type=int, default=PackOptions.unit_tokens, help="tokens packed at once")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output")
+    args = parser.parse_args(argv)
+    try:
+        options = PackOptions(args.length, args.seed, args.overlong, args.unit_tokens)
+        info = pack(args.input, args.output, options, args.split, args.overwrite, show_progress=True)
+    except ValueError as e:
+        sys.exit(f"pack_shards: {e}")
+    print(summary(info))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Loss weights as a table over token classes, so that reweighting needs no new tokenizing or packing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ar_omni_jax.documents import NUM_TOKEN_CLASSES, Role, split_token_class, task_index
+from ar_omni_jax.vocabulary import Modality
+
+RESPONSE_TEXT_TASKS = ("asr", "caption")
+
+
+def weight_table(response_text_weight: float = 2.0, response_only: bool = False) -> np.ndarray:
+    """float32 [256]: loss weight of a target by its token class.
+
+    Text of the response of X-to-text tasks gets `response_text_weight`, all else 1 (paper, weighted next-token
+    loss). Markers are no text: `<eos>` stays at 1, as in the reference. `response_only`: prompts get 0 (stage 2).
+    """
+    if response_text_weight < 0:
+        raise ValueError(f"response_text_weight = {response_text_weight} is negative; use 0 or more")
+    task, role, modality = split_token_class(np.arange(NUM_TOKEN_CLASSES))
+    tasks = [task_index(name) for name in RESPONSE_TEXT_TASKS]
+    heavy = np.isin(task, tasks) & (role == Role.RESPONSE) & (modality == Modality.TEXT)
+    table = np.where(heavy, response_text_weight, 1.0)
+    if response_only:
+        table = np.where(role == Role.RESPONSE, table, 0.0)
+    return table.astype(np.float32)

@@ -1,0 +1,1 @@
+"""The Transformer decoder: configuration, blocks, attention backends, key-value cache (Flax NNX)."""

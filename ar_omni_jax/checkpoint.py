@@ -44,8 +44,9 @@ class Description:
     """The part of a checkpoint that is not arrays.
 
     step: optimizer steps taken. loader_step: the data loader's whole state. config: the run's settings as plain
-    dicts. vocabulary: `JointVocabulary.to_dict()`. tokenizers: identities by name. progress: the loop's own sums
-    since its last log line. checksums: uint32 by array name, filled in by `Checkpoints.save`.
+    dicts. vocabulary: `JointVocabulary.to_dict()`. tokenizers: identities by name. data: identity of the data set.
+    progress: the loop's own sums since its last log line. checksums: uint32 by array name; `Checkpoints.save`
+    fills them in.
     """
 
     step: int
@@ -54,6 +55,7 @@ class Description:
     vocabulary: Mapping[str, Any]
     vocabulary_fingerprint: str
     tokenizers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    data: str = ""
     progress: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION

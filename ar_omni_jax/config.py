@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ar_omni_jax.model.config import DTYPES, NORM_PLACEMENTS, REMAT_POLICIES, ConfigError, TransformerConfig
-
-DEPTHS = ("codebook", "mid", "up", "pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +101,10 @@ _LOSS = {
         "predicting", "which hidden state stands for a code", choices=("predicting", "reference")
     ),
     "perceptual_scope": Key("all", "which images count", choices=("all", "response")),
-    "perceptual_images": Key(0, "images a step that go through the decoder; 0: all", 0),
+    "perceptual_images": Key(4, "images a step that go through the decoder, at depths beyond codebook", 1),
     "z_loss": Key(0.0, "weight of log^2 Z", 0.0),
     "normalize": Key("weights", "divide the loss by the sum of weights or of tokens", choices=("weights", "tokens")),
-    "chunk": Key(1024, "tokens whose logits exist at a time", 1),
+    "chunk": Key(1024, "tokens of a device whose logits exist at a time; 0: all", 0),
 }
 _OPTIMIZER = {
     "peak_lr": Key(1e-3, "learning rate after warm-up", 0.0),
@@ -114,9 +113,10 @@ _OPTIMIZER = {
     "b1": Key(0.9, "Adam", 0.0, 1.0),
     "b2": Key(0.999, "Adam", 0.0, 1.0),
     "eps": Key(1e-8, "Adam", 0.0),
-    "weight_decay": Key(0.0, "AdamW, on matrices", 0.0),
-    "clip_norm": Key(1.0, "global gradient norm", 0.0),
+    "weight_decay": Key(0.0, "AdamW", 0.0),
+    "clip_norm": Key(1.0, "bound on the global gradient norm; 0: off", 0.0),
     "accumulate": Key(1, "micro-batches of a step", 1),
+    "moment_dtype": Key("float32", "of Adam's stored moments", choices=("float32", "bfloat16")),
 }
 _MESH = {
     "data": Key(-1, "devices along the batch, weights replicated; -1: all that are left", -1),
@@ -281,7 +281,7 @@ def derived(config: ConfigDict, model: TransformerConfig) -> dict[str, float]:
         "tokens_per_step": tokens,
         "total_steps": config.train.steps,
         "total_tokens": tokens * config.train.steps,
-        "warmup_steps": round(config.optimizer.warmup_fraction * config.train.steps),
+        "warmup_steps": math.ceil(config.optimizer.warmup_fraction * config.train.steps),
         "flops_per_token": model.flops_per_token(config.data.length),
         "total_flops": model.flops_per_token(config.data.length) * tokens * config.train.steps,
     }

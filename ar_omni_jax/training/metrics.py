@@ -1,0 +1,179 @@
+"""From the step's device scalars to what people read: means over a window, speed, utilization, time left.
+
+Sums ("nll/text", "count/text", "tokens", ...) add up over a window and give means; the others ("loss",
+"grad_norm", ...) are averaged over the window's good steps. A window survives a restart (`to_json`), so that the
+line it ends in does not depend on interruptions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+SUMS = ("nll/", "count/", "nll_task/", "count_task/")
+SUM_NAMES = ("tokens", "weight", "weighted_nll", "perceptual_sum", "perceptual_count", "skipped")
+LAST = ("learning_rate", "skipped_in_row")
+
+# Dense bfloat16 peak of one device, FLOP/s, by the start of `device_kind` (vendors' data sheets, no sparsity).
+PEAK_FLOPS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+
+
+def _is_sum(name: str) -> bool:
+    return name in SUM_NAMES or name.startswith(SUMS)
+
+
+class Window:
+    """Metrics of the steps since the last log line."""
+
+    def __init__(self, state: Mapping[str, Any] | None = None):
+        state = state or {}
+        self.steps: int = state.get("steps", 0)
+        self._good: int = state.get("good", 0)
+        self._totals: dict[str, float] = dict(state.get("totals", {}))
+        self._last: dict[str, float] = dict(state.get("last", {}))
+        self._waiting: list[dict[str, jax.Array]] = []
+
+    def add(self, metrics: Mapping[str, jax.Array]) -> None:
+        """One step's metrics; left on the device until somebody asks."""
+        self._waiting.append(dict(metrics))
+
+    def _fetch(self) -> None:
+        for metrics in jax.device_get(self._waiting):
+            values = {name: float(value) for name, value in metrics.items()}
+            good = not values.get("skipped")
+            self.steps += 1
+            self._good += good
+            for name, value in values.items():
+                if name in LAST:
+                    self._last[name] = value
+                elif _is_sum(name) or good:  # a skipped step's loss is not a number
+                    self._totals[name] = self._totals.get(name, 0.0) + value
+        self._waiting = []
+
+    def to_json(self) -> dict[str, Any]:
+        """The window as plain numbers; `Window(state)` goes on from it exactly."""
+        self._fetch()
+        return {"steps": self.steps, "good": self._good, "totals": self._totals, "last": self._last}
+
+    @property
+    def skipped_in_row(self) -> int:
+        """Steps skipped at the end of the window without a good one after them."""
+        self._fetch()
+        return int(self._last.get("skipped_in_row", 0))
+
+    @property
+    def tokens(self) -> dict[str, float]:
+        """Non-padding tokens of the window, in "all" and as targets of each modality."""
+        self._fetch()
+        counts = {k.removeprefix("count/"): v for k, v in self._totals.items() if k.startswith("count/")}
+        return {"all": self._totals.get("tokens", 0.0)} | counts
+
+    def means(self) -> dict[str, float]:
+        """Everything for a log line: `means_of_sums` and the averages over good steps."""
+        self._fetch()
+        means = means_of_sums(self._totals)
+        averaged = {k: v / self._good for k, v in self._totals.items() if not _is_sum(k) and self._good}
+        return averaged | means | self._last | {"skipped": self._totals.get("skipped", 0.0)}
+
+
+def means_of_sums(sums: Mapping[str, float]) -> dict[str, float]:
+    """Sums over tokens -> means: nll/X and nll_task/X (nats a token, where there are any), weighted_nll, perceptual."""
+    out = {}
+    for name, value in sums.items():
+        if name.startswith(("nll/", "nll_task/")):
+            count = sums[name.replace("nll", "count", 1)]
+            if count:
+                out[name] = value / count
+    if sums.get("weight"):
+        out["weighted_nll"] = sums["weighted_nll"] / sums["weight"]
+    if sums.get("perceptual_count") and "perceptual_sum" in sums:
+        out["perceptual"] = sums["perceptual_sum"] / sums["perceptual_count"]
+    return out
+
+
+class Stopwatch:
+    """Seconds of training, without compilation, validation, samples and checkpoints."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new window now."""
+        self._start, self._excluded, self.input_wait = time.monotonic(), 0.0, 0.0
+
+    @contextmanager
+    def paused(self):
+        """What runs inside is not counted."""
+        start = time.monotonic()
+        yield
+        self._excluded += time.monotonic() - start
+
+    @property
+    def seconds(self) -> float:
+        """Training seconds of the window."""
+        return max(time.monotonic() - self._start - self._excluded, 1e-9)
+
+
+def peak_flops() -> tuple[float, str] | None:
+    """(FLOP/s of one device, how it is known), or None for an accelerator that is not in the table."""
+    device = jax.devices()[0]
+    for kind, peak in PEAK_FLOPS.items():
+        if device.device_kind.startswith(kind):
+            return peak, f"{kind}, dense bfloat16 peak by data sheet"
+    if device.platform != "cpu":
+        return None
+    return _measured_peak(), "this CPU's float32 product of 1024 x 1024 matrices, measured"
+
+
+def _measured_peak(size: int = 1024, repeats: int = 5) -> float:
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    best = math.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    # Fake devices share the machine: each has its part of it.
+    return 2 * size**3 / best / len(jax.local_devices())
+
+
+def speed(window: Window, watch: Stopwatch, flops_per_token: float, peak: float | None) -> dict[str, float]:
+    """tokens/s in all and by modality, MFU and the share of time spent waiting for input.
+
+    MFU = tokens/s x FLOP a token / (devices x peak): tokens without padding, FLOP without recomputation.
+    """
+    rates = {name: tokens / watch.seconds for name, tokens in window.tokens.items()}
+    out = {f"tokens_per_second/{name}": rate for name, rate in rates.items()}
+    out["input_wait"] = min(watch.input_wait / watch.seconds, 1.0)
+    if peak:
+        out["mfu"] = rates["all"] * flops_per_token / (peak * jax.device_count())
+    return out
+
+
+def duration(seconds: float) -> str:
+    """Seconds -> "2h05m" or "3m07s"."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

@@ -1,0 +1,309 @@
+"""The loop's promises, on a model of one weight: order of events, resuming, refusals, skipped steps."""
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ar_omni_jax.checkpoint import CheckpointError, steps_in
+from ar_omni_jax.config import base_config
+from ar_omni_jax.training import loop
+from ar_omni_jax.training.loop import FINISHED, INTERRUPTED, Run, StopSignal, TrainingError, train
+from ar_omni_jax.training.writers import Sample
+from ar_omni_jax.vocabulary import compact_vocabulary
+
+VOCABULARY = compact_vocabulary(20, 8, 8, (2, 2))
+
+
+class FakeTrainer:
+    """w follows the batches' mean; steps in `bad` are not finite."""
+
+    def __init__(self, bad=(), width=4):
+        self.bad, self.width = set(bad), width
+        self._step = jax.jit(self._train_step, donate_argnums=0)
+
+    def init(self, seed):
+        w = jax.random.normal(jax.random.key(seed), (self.width,))
+        return FakeState(jnp.int32(0), {"model": {"w": w}, "projection": {}}, jnp.array(0, jnp.int32))
+
+    def abstract_state(self):
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.eval_shape(self.init, 0)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+    def put(self, batch):
+        return {name: jnp.asarray(value) for name, value in batch.items()}
+
+    def train_step(self, state, batch):
+        return self._step(state, batch["tokens"], jnp.float32(int(batch["number"]) in self.bad))
+
+    def _train_step(self, state, tokens, bad):
+        w = state.params["model"]["w"]
+        target = tokens.astype(jnp.float32).mean() / 100
+        loss = jnp.square(w - target).mean() + 0.1 * jnp.sin(1e3 * w).mean()
+        new = jnp.where(bad > 0, w, w - 0.1 * (w - target))
+        in_row = jnp.where(bad > 0, state.in_row + 1, 0)
+        good = 1.0 - bad
+        metrics = {
+            "loss": jnp.where(bad > 0, jnp.nan, loss),
+            "nll/text": loss * 8 * good,
+            "count/text": 8.0 * good,
+            "tokens": 16.0 * good,
+            "weight": 8.0 * good,
+            "weighted_nll": loss * 8 * good,
+            "skipped": bad,
+            "skipped_in_row": in_row.astype(jnp.float32),
+        }
+        return FakeState(state.step + 1, {"model": {"w": new}, "projection": {}}, in_row), metrics
+
+    def eval_step(self, state, batch):
+        nll = jnp.square(state.params["model"]["w"]).sum()
+        return {"nll/text": nll, "count/text": jnp.float32(1), "tokens": jnp.float32(16)}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FakeState:
+    step: jax.Array
+    params: dict
+    in_row: jax.Array
+
+
+class FakeLoader:
+    """Batch n is a function of n; ends after `total` of them."""
+
+    def __init__(self, start, total=10**9, on_draw=None):
+        self.step, self.total, self.on_draw, self.closed = start, total, on_draw, False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.step >= self.total:
+            raise StopIteration
+        n, self.step = self.step, self.step + 1
+        if self.on_draw:
+            self.on_draw(n)
+        tokens = np.random.default_rng(n).integers(0, 100, (2, 8)).astype(np.int32)
+        return {"tokens": tokens, "number": np.int32(n)}
+
+    def close(self):
+        self.closed = True
+
+
+def make_run(workdir, *, bad=(), total=10**9, on_draw=None, sample=None, width=4, **settings):
+    config = base_config()
+    config.train.update(steps=20, log_every=3, eval_every=0, checkpoint_every=5, max_skipped=4)
+    for name, value in settings.items():
+        section = "train" if name in config.train else "optimizer"
+        config[section][name] = value
+
+    def open_loader(split, start):
+        return FakeLoader(start, *((total, on_draw) if split == "train" else (3,)))
+
+    return Run(
+        config, Path(workdir), FakeTrainer(bad, width), open_loader, VOCABULARY, {"text": "t1"}, "data1", 100.0, sample
+    )
+
+
+def lines(workdir, kind="train"):
+    records = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in records if r["kind"] == kind]
+
+
+NUMBERS = ("step", "loss", "nll/text", "weighted_nll", "skipped")
+
+
+def numbers(workdir):
+    return [{name: record[name] for name in NUMBERS} for record in lines(workdir)]
+
+
+def stop_at(step):
+    """A StopSignal and the `on_draw` that raises it while `step` is under way."""
+    stop = StopSignal()
+
+    def on_draw(n):
+        if n == step:
+            stop.number = signal.SIGTERM
+
+    return stop, on_draw
+
+
+def test_trains_logs_and_saves_on_schedule(tmp_path):
+    assert train(make_run(tmp_path)) == FINISHED
+    assert [r["step"] for r in lines(tmp_path)] == [3, 6, 9, 12, 15, 18, 20]
+    assert steps_in(tmp_path / "checkpoints") == [10, 15, 20]
+    last = lines(tmp_path)[-1]
+    assert last["nll/text"] == pytest.approx(last["weighted_nll"])
+    assert {"tokens_per_second/all", "tokens_per_second/text", "mfu", "input_wait"} <= last.keys()
+
+
+def test_the_jsonl_line_is_the_mean_of_its_steps(tmp_path):
+    train(make_run(tmp_path / "each", log_every=1))
+    train(make_run(tmp_path / "three", log_every=3))
+    each = {r["step"]: r["loss"] for r in lines(tmp_path / "each")}
+    for record in lines(tmp_path / "three")[:-1]:
+        steps = range(record["step"] - 2, record["step"] + 1)
+        assert record["loss"] == pytest.approx(sum(each[s] for s in steps) / 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 6, 17])
+def test_an_interrupted_run_continues_exactly(tmp_path, at):
+    assert train(make_run(tmp_path / "whole")) == FINISHED
+    stop, on_draw = stop_at(at)
+    assert train(make_run(tmp_path / "parts", on_draw=on_draw), stop) == INTERRUPTED
+    assert steps_in(tmp_path / "parts" / "checkpoints")[-1] == at
+    assert train(make_run(tmp_path / "parts")) == FINISHED
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
+def test_a_crash_loses_nothing_but_time(tmp_path):
+    """Lines after the last checkpoint are dropped and written again, once."""
+    train(make_run(tmp_path / "whole"))
+
+    def crash(n):
+        if n == 14:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(make_run(tmp_path / "parts", on_draw=crash))
+    assert steps_in(tmp_path / "parts" / "checkpoints") == [5, 10]
+    assert [r["step"] for r in lines(tmp_path / "parts")][-1] == 12
+    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 13, "ki')  # a line that a kill cut short
+    assert train(make_run(tmp_path / "parts")) == FINISHED
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_costs_only_its_interval(tmp_path):
+    train(make_run(tmp_path / "whole"))
+    stop, on_draw = stop_at(12)
+    train(make_run(tmp_path / "parts", on_draw=on_draw), stop)
+    (tmp_path / "parts" / "checkpoints" / "12" / "state" / "_METADATA").write_text("{")
+    assert train(make_run(tmp_path / "parts")) == FINISHED
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
+def test_a_finished_run_says_so_and_can_be_prolonged(tmp_path, capsys):
+    train(make_run(tmp_path))
+    assert train(make_run(tmp_path)) == FINISHED
+    assert "nothing to do: 20 steps are done" in capsys.readouterr().out
+    assert train(make_run(tmp_path, steps=25)) == FINISHED
+    assert "config.train.steps: 20 in the checkpoint, 25 now" in capsys.readouterr().out
+    assert [r["step"] for r in lines(tmp_path)][-4:] == [20, 21, 24, 25]
+
+
+def test_the_end_of_the_data_ends_training_with_a_checkpoint(tmp_path, capsys):
+    assert train(make_run(tmp_path, total=7)) == FINISHED
+    assert "the data ended after step 7" in capsys.readouterr().out
+    assert steps_in(tmp_path / "checkpoints")[-1] == 7
+    assert lines(tmp_path)[-1]["step"] == 7
+
+
+def test_skipped_steps_are_counted_and_do_not_spoil_the_means(tmp_path):
+    train(make_run(tmp_path, bad=[4]))
+    record = lines(tmp_path)[1]
+    assert record["skipped"] == 1
+    assert np.isfinite(record["loss"])
+    assert sum(r["skipped"] for r in lines(tmp_path)) == 1
+
+
+def test_gives_up_after_too_many_bad_steps_in_a_row(tmp_path):
+    with pytest.raises(TrainingError, match=r"not finite in the last 5 steps in a row \(step 12"):
+        train(make_run(tmp_path, bad=range(7, 20)))
+    assert steps_in(tmp_path / "checkpoints") == [5, 10]
+
+
+def test_bad_steps_with_good_ones_between_go_on(tmp_path):
+    assert train(make_run(tmp_path, bad=range(0, 20, 2))) == FINISHED
+    assert sum(r["skipped"] for r in lines(tmp_path)) == 10
+
+
+def test_validates_on_schedule_from_the_first_held_out_batch(tmp_path):
+    train(make_run(tmp_path, eval_every=8, eval_batches=50))
+    records = lines(tmp_path, "validation")
+    assert [r["step"] for r in records] == [8, 16, 20]
+    assert all(r["tokens"] == 3 * 16 for r in records)  # the split has three batches
+    assert records[0]["nll/text"] > 0
+
+
+def test_samples_reach_tensorboard_and_the_disk(tmp_path):
+    def sample(params, step):
+        image = np.zeros((8, 8, 3), np.uint8)
+        return [Sample("a", f"norm {float(jnp.abs(params['w']).sum()):.3f} at {step}", image, np.zeros(160), 16000)]
+
+    train(make_run(tmp_path, sample=sample, sample_every=10))
+    folder = tmp_path / "samples" / "step_0000010"
+    assert {p.name for p in folder.iterdir()} == {"a.txt", "a.png", "a.wav"}
+    events = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
+    for tag in (b"train/loss", b"samples/a", b"audio/wav", b"PNG"):
+        assert tag in events
+
+
+def test_a_failing_sample_does_not_end_the_run(tmp_path, caplog):
+    def sample(params, step):
+        raise ValueError("no picture today")
+
+    assert train(make_run(tmp_path, sample=sample, sample_every=10)) == FINISHED
+    assert "no picture today" in caplog.text
+
+
+def test_loaders_are_closed(tmp_path):
+    opened = []
+    run = make_run(tmp_path, eval_every=10)
+    train(dataclasses.replace(run, open_loader=lambda *a: opened.append(run.open_loader(*a)) or opened[-1]))
+    assert len(opened) == 3
+    assert all(loader.closed for loader in opened)
+
+
+def test_another_vocabulary_is_refused_with_both_named(tmp_path):
+    train(make_run(tmp_path))
+    other = compact_vocabulary(30, 8, 8, (2, 2))
+    with pytest.raises(CheckpointError, match=f"{VOCABULARY.fingerprint}.*{other.fingerprint}"):
+        train(dataclasses.replace(make_run(tmp_path), vocabulary=other))
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    train(make_run(tmp_path))
+    with pytest.raises(CheckpointError, match="text tokenizer t1, this run has t2"):
+        train(dataclasses.replace(make_run(tmp_path), tokenizers={"text": "t2"}))
+
+
+def test_another_model_is_refused_by_setting_and_by_shape(tmp_path):
+    train(make_run(tmp_path))
+    run = make_run(tmp_path)
+    run.config.model.d_ff = 7
+    with pytest.raises(CheckpointError, match=r"config\.model\.d_ff: 384 in the checkpoint, 7 now"):
+        train(run)
+    with pytest.raises(CheckpointError, match=r"params\.model\.w: float32\[4\] .* float32\[5\]"):
+        train(make_run(tmp_path, width=5))
+
+
+def test_another_data_set_is_told(tmp_path, capsys):
+    train(make_run(tmp_path))
+    train(dataclasses.replace(make_run(tmp_path, steps=25), data="data2"))
+    assert "the data set was data1 and is data2" in capsys.readouterr().out
+
+
+def test_starts_from_the_weights_of_another_run(tmp_path):
+    train(make_run(tmp_path / "first"))
+    run = make_run(tmp_path / "second", init_from=str(tmp_path / "first"), steps=1, log_every=1)
+    train(run)
+    fresh = make_run(tmp_path / "third", steps=1, log_every=1)
+    train(fresh)
+    assert lines(tmp_path / "second")[0]["loss"] != lines(tmp_path / "third")[0]["loss"]
+    state = run.trainer.init(0)
+    loaded = loop.initialize_from(state, str(tmp_path / "first"), VOCABULARY)
+    assert not np.array_equal(loaded.params["model"]["w"], state.params["model"]["w"])
+    assert int(loaded.step) == 0
+
+
+def test_an_unwritable_workdir_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="choose another --workdir"):
+        train(make_run(tmp_path / "file"))

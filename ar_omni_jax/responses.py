@@ -66,9 +66,7 @@ class _Parser:
 
     def code(self, at: int, kind: Modality, token: int) -> None:
         if self.inside is not None and kind != self.inside:
-            return self.report(
-                at, f"{kind.name.lower()} id {token} inside {self.inside.name.lower()}; skipped"
-            )
+            return self.report(at, f"{kind.name.lower()} id {token} inside {self.inside.name.lower()}; skipped")
         if kind != self.kind:
             self.close(at, closed=True)
             self.kind = kind

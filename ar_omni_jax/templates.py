@@ -139,9 +139,7 @@ _RELEASED = {
     "speech_to_image": Form(
         "Create a picture that matches this speech.", _FIRST, Modality.SPEECH, _IMAGE, assistant="GPT:"
     ),
-    "image_to_speech": Form(
-        "Describe this image in speech.", _LAST, Modality.IMAGE, _SPEECH, assistant="GPT:"
-    ),
+    "image_to_speech": Form("Describe this image in speech.", _LAST, Modality.IMAGE, _SPEECH, assistant="GPT:"),
 }
 
 TEMPLATE_SETS: dict[str, TemplateSet] = {
@@ -311,9 +309,7 @@ def tokenize(
     segments = render(document, template)
     expected = len(document.media())
     if len(codes) != expected:
-        raise DocumentError(
-            f"document {document.id!r}: {expected} images and utterances, but codes of {len(codes)}"
-        )
+        raise DocumentError(f"document {document.id!r}: {expected} images and utterances, but codes of {len(codes)}")
     ids, spans, at, media = [], [], 0, iter(codes)
     for segment in segments:
         piece = _segment_ids(segment, vocabulary, encode_text, media, document.id)

@@ -1,6 +1,6 @@
 """The small default image tokenizer: VQGAN, 64x64 pixels to 8x8 codes of 512.
 
-    python -m ar_omni_jax.tokenizers.train --config=configs/tokenizer_image.py --workdir=DIR --config.data_dir=TOY
+python -m ar_omni_jax.tokenizers.train --config=configs/tokenizer_image.py --workdir=DIR --config.data_dir=TOY
 """
 
 from ml_collections import ConfigDict
@@ -11,21 +11,21 @@ def get_config() -> ConfigDict:
     config.kind = "image"
     config.data_dir = ""  # holds train.jsonl, test.jsonl and the pictures they name
     config.seed = 0
-    config.steps = 4000
-    config.batch_size = 32
-    config.learning_rate = 1e-3
+    config.steps = 3000
+    config.batch_size = 8
+    config.learning_rate = 1.5e-3
     config.warmup_steps = 50
     config.clip_norm = 1.0
     config.log_every = 50
-    config.eval_every = 500
+    config.eval_every = 300
     config.eval_images = 500
-    config.checkpoint_every = 500
+    config.checkpoint_every = 300
 
     config.model = ConfigDict(
         {
             "ddconfig": {
                 "ch": 16,
-                "ch_mult": [1, 2, 4, 4],
+                "ch_mult": [1, 1, 2, 4],
                 "num_res_blocks": 1,
                 "attn_resolutions": [],
                 "z_channels": 64,
@@ -44,10 +44,10 @@ def get_config() -> ConfigDict:
     config.edge_weight = 0.5
     config.commitment_weight = 0.1
     config.codebook_decay = 0.99
-    config.codebook_start = 200  # steps as a plain autoencoder before k-means places the codes
+    config.codebook_start = 300  # steps as a plain autoencoder before k-means places the codes
     config.kmeans_images = 512
     config.kmeans_iterations = 10
-    config.revive_every = 50
+    config.revive_every = 100
     config.revive_until = 0.8  # share of the steps after which no code is moved any more
-    config.dead_below = 0.05  # a code that wins fewer latents a batch (moving average) is dead
+    config.dead_below = 0.1  # a code that wins fewer latents a batch (moving average) is dead
     return config

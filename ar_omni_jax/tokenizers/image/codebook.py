@@ -1,7 +1,7 @@
 """Codebook upkeep: k-means start, moving averages, and a new place for codes that died.
 
-Moving averages (van den Oord et al. 2017, appendix A.1): for each code k, count_k and sum_k follow the number and
-the sum of the latents it won in a batch; e_k = sum_k / count_k.
+Moving averages (van den Oord et al. 2017, appendix A.1): for each code k, count_k and sum_k follow the number
+and the sum of the latents it won in a batch; e_k = sum_k / count_k.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _squared_distances(points_ND: np.ndarray, centre_D: np.ndarray) -> np.ndarra
 def spread_choice(
     points_ND: np.ndarray, distance_N: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`count` of the points [count, D], one by one with probability ~ squared distance to what is chosen (k-means++).
+    """`count` of the points, [count, D], one by one as k-means++ does: probability ~ squared distance.
 
     `distance_N` holds the squared distances to the codes that exist already.
     """

@@ -25,8 +25,8 @@ _DDCONFIG = (
 class VQGANConfig:
     """Shapes of encoder, codebook and decoder. Names follow the published `ddconfig`.
 
-    `resolution` is the side of the square picture in pixels; each stage but the last halves it, so the grid of
-    codes has side resolution / 2^(stages - 1). `num_groups` (GroupNorm) is 32 in every published checkpoint.
+    `resolution` is the side of the square picture in pixels; each stage but the last halves it, so the grid
+    of codes has side resolution / 2^(stages - 1). `num_groups` (of GroupNorm) is 32 in published checkpoints.
     """
 
     ch: int = 128
@@ -46,20 +46,38 @@ class VQGANConfig:
     def __post_init__(self) -> None:
         if not self.ch_mult or min(self.ch_mult) < 1:
             raise ValueError(f"ch_mult must be one positive factor a stage, got {self.ch_mult}")
-        for name in ("ch", "num_res_blocks", "z_channels", "resolution", "num_groups", "n_embed", "embed_dim"):
+        for name in (
+            "ch",
+            "num_res_blocks",
+            "z_channels",
+            "resolution",
+            "num_groups",
+            "n_embed",
+            "embed_dim",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.resolution % self.downsampling:
-            raise ValueError(f"resolution {self.resolution} is not a multiple of {self.downsampling} (ch_mult)")
+            raise ValueError(
+                f"resolution {self.resolution} is not a multiple of {self.downsampling} (ch_mult)"
+            )
         for factor in self.ch_mult:
             if self.ch * factor % self.num_groups:
-                raise ValueError(f"{self.ch * factor} channels do not divide into num_groups={self.num_groups}")
+                raise ValueError(
+                    f"{self.ch * factor} channels do not divide into num_groups={self.num_groups}"
+                )
         if self.in_channels != 3 or self.out_ch != 3:
-            raise ValueError(f"pictures are RGB: in_channels {self.in_channels}, out_ch {self.out_ch} must be 3")
+            raise ValueError(
+                f"pictures are RGB: in_channels {self.in_channels}, out_ch {self.out_ch} must be 3"
+            )
         if self.double_z:
-            raise ValueError("double_z belongs to the KL autoencoders of the family; a VQGAN has double_z false")
+            raise ValueError(
+                "double_z belongs to the KL autoencoders of the family; a VQGAN has double_z false"
+            )
         if self.dropout:
-            raise ValueError(f"dropout {self.dropout} is not supported: the tokenizer is used frozen, set it to 0")
+            raise ValueError(
+                f"dropout {self.dropout} is not supported: the tokenizer is used frozen, set it to 0"
+            )
 
     @property
     def downsampling(self) -> int:
@@ -74,7 +92,9 @@ class VQGANConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The published nesting: {"ddconfig": {...}, "n_embed", "embed_dim"}; JSON types only."""
-        flat = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        flat = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
         ddconfig = {key: flat.pop(key) for key in _DDCONFIG}
         return {"ddconfig": ddconfig, **flat}
 
@@ -90,4 +110,4 @@ class VQGANConfig:
 
 
 CHAMELEON = VQGANConfig()
-"""Chameleon's tokenizer: 512x512 pixels to 32x32 codes of 8192; encoder 27.19 M, decoder 39.29 M parameters."""
+"""Chameleon's tokenizer: 512x512 pixels to 32x32 codes of 8192; 27.19 M + 39.29 M parameters."""

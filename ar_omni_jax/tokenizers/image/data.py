@@ -30,7 +30,7 @@ def _image_paths(node: Any) -> Iterator[str]:
 
 
 def list_images(folder: str | Path, split: str, limit: int | None = None) -> list[Path]:
-    """Files named by DIR/{split}.jsonl, in order, each once. FileNotFoundError or ValueError says what is wrong."""
+    """Files named by DIR/{split}.jsonl, in order, each once; FileNotFoundError or ValueError if none."""
     manifest = Path(folder) / f"{split}.jsonl"
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest} does not exist; data_dir must hold train.jsonl and test.jsonl")

@@ -1,6 +1,6 @@
 """Building blocks of the VQGAN. Activations are NHWC; parameter names are those of published checkpoints.
 
-Because every module's attributes carry the published names (`norm1`, `conv1`, `nin_shortcut`, `proj_out`, ...),
+Because every module's attributes carry the published names (`norm1`, `conv1`, `nin_shortcut`, ...),
 a parameter's path in the module tree is its key in a checkpoint.
 """
 
@@ -19,7 +19,7 @@ GROUP_NORM_EPSILON = 1e-6
 
 
 class Conv(nnx.Module):
-    """2-d convolution: `weight` [k, k, in, out] (a checkpoint has [out, in, k, k]) and `bias` [out], float32."""
+    """2-d convolution: `weight` [k, k, in, out] (a checkpoint: [out, in, k, k]) and `bias` [out], float32."""
 
     def __init__(
         self,
@@ -75,14 +75,21 @@ class ResnetBlock(nnx.Module):
     """norm1, swish, conv1, norm2, swish, conv2, plus the input (through a 1x1 conv when channels change)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, groups: int, precision: lax.Precision | None, rngs: nnx.Rngs
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        precision: lax.Precision | None,
+        rngs: nnx.Rngs,
     ) -> None:
         self.norm1 = GroupNorm(in_channels, groups)
         self.conv1 = Conv(in_channels, out_channels, precision=precision, rngs=rngs)
         self.norm2 = GroupNorm(out_channels, groups)
         self.conv2 = Conv(out_channels, out_channels, precision=precision, rngs=rngs)
         same = in_channels == out_channels
-        self.nin_shortcut = None if same else Conv(in_channels, out_channels, 1, precision=precision, rngs=rngs)
+        self.nin_shortcut = (
+            None if same else Conv(in_channels, out_channels, 1, precision=precision, rngs=rngs)
+        )
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         h_BHWC = self.conv1(jax.nn.swish(self.norm1(x_BHWC)))

@@ -1,4 +1,4 @@
-"""The VQGAN: encoder, nearest-code quantizer, decoder. Its parameter paths are the published checkpoint keys."""
+"""The VQGAN: encoder, nearest-code quantizer, decoder. Parameter paths are the published keys."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Middle(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Pixels [B, H, W, 3] in [-1, 1] to [B, h, w, z_channels]; `down` runs from index 0 (full resolution) up."""
+    """Pixels [B, H, W, 3] in [-1, 1] to [B, h, w, z_channels]; `down` runs from index 0, full size."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs) -> None:
         last = len(config.ch_mult) - 1
@@ -92,7 +92,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """[B, h, w, z_channels] to pixels [B, H, W, 3]; `up` runs from the highest index down to 0 (full size)."""
+    """[B, h, w, z_channels] to pixels [B, H, W, 3]; `up` runs from the highest index down to 0, full size."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs) -> None:
         last = len(config.ch_mult) - 1
@@ -125,7 +125,9 @@ class Decoder(nnx.Module):
 
 class Embedding(nnx.Module):
     def __init__(self, size: int, width: int, rngs: nnx.Rngs) -> None:
-        self.weight = nnx.Param(jax.random.uniform(rngs.params(), (size, width), jnp.float32, -1 / size, 1 / size))
+        self.weight = nnx.Param(
+            jax.random.uniform(rngs.params(), (size, width), jnp.float32, -1 / size, 1 / size)
+        )
 
 
 class Quantizer(nnx.Module):
@@ -136,7 +138,7 @@ class Quantizer(nnx.Module):
 
 
 def nearest_codes(latents: jax.Array, codebook_KD: jax.Array) -> jax.Array:
-    """Index of the code at the least Euclidean distance: [..., D] -> int32 [...]; the lowest index wins ties."""
+    """Index of the code at the least Euclidean distance: [..., D] -> int32 [...]; the lowest wins ties."""
     products = jnp.einsum("...d,kd->...k", latents, codebook_KD, precision=EXACT)
     squares = jnp.sum(jnp.square(latents), axis=-1, keepdims=True)
     distances = squares + jnp.sum(jnp.square(codebook_KD), axis=-1) - 2 * products

@@ -1,6 +1,6 @@
 """Pictures in and out: a file, bytes or an array to float32 [size, size, 3] in [-1, 1], and back to uint8.
 
-The order is Chameleon's: alpha blended on white, shorter side resized with LANCZOS, centre crop, x / 127.5 - 1.
+As Chameleon: alpha blended on white, shorter side resized with LANCZOS, centre crop, x / 127.5 - 1.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
         raise ImageError(f"{name}: cannot be opened ({error})") from error
     if picture.width * picture.height > MAX_PIXELS:
         raise ImageError(
-            f"{name}: {picture.width}x{picture.height} is more than {MAX_PIXELS} pixels; make it smaller first"
+            f"{name}: {picture.width}x{picture.height} is more than {MAX_PIXELS} pixels; shrink it first"
         )
     try:
         picture.load()
@@ -87,15 +87,17 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)) or 0 in array.shape:
-        raise ImageError(f"image array: shape must be [H, W], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
+        raise ImageError(
+            f"image array: shape must be [H, W], [H, W, 3] or [H, W, 4], got {list(array.shape)}"
+        )
     return Image.fromarray(array)
 
 
 def read_image(source: str | os.PathLike | bytes | np.ndarray, size: int) -> np.ndarray:
     """Reads a path, an encoded file's bytes, or a uint8 array [H, W(, 1 | 3 | 4)].
 
-    Returns float32 [size, size, 3] in [-1, 1], RGB. Raises ImageError (a ValueError) when the source is missing,
-    truncated, not a picture, or larger than MAX_PIXELS.
+    Returns float32 [size, size, 3] in [-1, 1], RGB. Raises ImageError (a ValueError) when the source is
+    missing, truncated, not a picture, or larger than MAX_PIXELS.
     """
     picture = _from_array(source) if isinstance(source, np.ndarray) else _open(source, _describe(source))
     return preprocess(picture, size)

@@ -1,8 +1,8 @@
-"""The image codec's part of `ar_omni_jax.tokenizers.train`: losses, step, codebook upkeep, evaluation, export.
+"""The image codec's part of `ar_omni_jax.tokenizers.train`: losses, step, codebook, evaluation, export.
 
-Loss = |x - y| + (x - y)^2 + edge_weight * |grad x - grad y| + commitment_weight * |z - sg(e)|^2 / var(z), means
-over all elements. Before `codebook_start` steps the network trains as a plain autoencoder, so that k-means finds
-latents worth clustering. The commitment term is relative to the latents' variance: their scale is free.
+Loss = |x - y| + (x - y)^2 + edge_weight * |grad x - grad y| + commitment_weight * |z - sg(e)|^2 / var(z), as
+means over all elements. For the first `codebook_start` steps the network is a plain autoencoder, so that k-means
+finds latents worth clustering. Commitment is relative to the latents' variance: their scale is free.
 """
 
 from __future__ import annotations
@@ -114,7 +114,10 @@ class ImageTask:
         updates, optimizer = self.optimizer.update(gradients, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         moved = upkeep.moving_average(
-            state["codebook"], latents.reshape(-1, latents.shape[-1]), codes.reshape(-1), config.codebook_decay
+            state["codebook"],
+            latents.reshape(-1, latents.shape[-1]),
+            codes.reshape(-1),
+            config.codebook_decay,
         )
         statistics = jax.tree.map(lambda new, old: jnp.where(quantizing, new, old), moved, state["codebook"])
         params = _with_codebook(params, upkeep.codebook_of(statistics))
@@ -164,7 +167,7 @@ class ImageTask:
         return codes, jnp.clip(model.decode(model.embed(codes)), -1, 1)
 
     def evaluate(self, state: State) -> tuple[dict[str, float], dict[str, bytes]]:
-        """Test split: PSNR in dB, mean absolute error of 0..255, share of codes used, perplexity of the codes."""
+        """Test split: PSNR in dB, mean absolute error of 0..255, share of codes used, their perplexity."""
         counts, squared, absolute = np.zeros(self.model_config.n_embed), 0.0, 0.0
         sheet: list[np.ndarray] = []
         for start in range(0, len(self.test_set), EVALUATION_BATCH):

@@ -45,15 +45,20 @@ def abstract_model(config: VQGANConfig) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(nnx.eval_shape(lambda: VQGAN(config, nnx.Rngs(0))), nnx.Param)
 
 
-def model_from_published(config: VQGANConfig, weights: Mapping[str, np.ndarray], source: str = "weights") -> VQGAN:
+def model_from_published(
+    config: VQGANConfig, weights: Mapping[str, np.ndarray], source: str = "weights"
+) -> VQGAN:
     """Builds the model from {published key: array}; ValueError names missing, surplus and misshapen keys."""
     graphdef, shapes = abstract_model(config)
     weights = {k: v for k, v in weights.items() if not k.startswith(IGNORED_PREFIXES)}
     expected = {_key(path): p for path, p in nnx.to_flat_state(shapes)}
     missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or surplus:
-        parts = [f"{len(k)} {n} keys ({', '.join(k[:3])}{' ...' if len(k) > 3 else ''})"
-                 for n, k in (("missing", missing), ("unknown", surplus)) if k]
+        parts = [
+            f"{len(k)} {n} keys ({', '.join(k[:3])}{' ...' if len(k) > 3 else ''})"
+            for n, k in (("missing", missing), ("unknown", surplus))
+            if k
+        ]
         raise ValueError(f"{source} does not fit the config: {' and '.join(parts)}; check ddconfig")
 
     def fill(path: tuple[Any, ...], param: Any) -> Any:
@@ -89,21 +94,27 @@ def weights_identity(config: VQGANConfig, weights: Mapping[str, np.ndarray]) -> 
     return digest.hexdigest()[:12]
 
 
-def save_tokenizer(path_prefix: str, config: VQGANConfig, params: nnx.State, provenance: dict[str, Any]) -> None:
+def save_tokenizer(
+    path_prefix: str, config: VQGANConfig, params: nnx.State, provenance: dict[str, Any]
+) -> None:
     """Writes PREFIX.safetensors (published keys) and PREFIX.json (format, config, identity, provenance)."""
     weights = published_state(params)
     identity = weights_identity(config, weights)
     description = {"format": FORMAT, "identity": identity, **config.to_dict(), "provenance": provenance}
-    replace_file(f"{path_prefix}.safetensors", save(weights, metadata={"format": FORMAT, "identity": identity}))
+    replace_file(
+        f"{path_prefix}.safetensors", save(weights, metadata={"format": FORMAT, "identity": identity})
+    )
     replace_file(f"{path_prefix}.json", (json.dumps(description, indent=1) + "\n").encode())
 
 
 def load_tokenizer(path_prefix: str) -> tuple[VQGAN, str]:
-    """Reads (model, identity) from PREFIX.safetensors and PREFIX.json; errors name the file and what to do."""
+    """Reads (model, identity) from PREFIX.safetensors and PREFIX.json; errors name the file."""
     json_path, weights_path = Path(f"{path_prefix}.json"), Path(f"{path_prefix}.safetensors")
     for path in (json_path, weights_path):
         if not path.is_file():
-            raise FileNotFoundError(f"image tokenizer: {path} does not exist; give the path without its extension")
+            raise FileNotFoundError(
+                f"image tokenizer: {path} does not exist; give the path without its extension"
+            )
     try:
         values = json.loads(json_path.read_text())
         config = VQGANConfig.from_dict({k: values[k] for k in ("ddconfig", "n_embed", "embed_dim")})

@@ -135,11 +135,11 @@ class Backbone(nnx.Module):
             return ConvNeXtBlock(dim, inner, rows, gamma, causal=causal, rngs=rngs)
 
         self.blocks = nnx.List([block(c.dim, c.intermediate_dim) for _ in range(c.num_layers)])
-        self.expand, self.fine_blocks = None, nnx.List([])
-        if c.upsample > 1:
-            self.expand = Linear(c.dim, c.upsample * c.upsampled_dim, rngs=rngs)
-            fine = [block(c.upsampled_dim, c.upsampled_intermediate_dim) for _ in range(c.upsampled_layers)]
-            self.fine_blocks = nnx.List(fine)
+        fine = c.upsample > 1
+        self.expand = Linear(c.dim, c.upsample * c.upsampled_dim, rngs=rngs) if fine else None
+        self.fine_blocks = nnx.List(
+            [block(c.upsampled_dim, c.upsampled_intermediate_dim) for _ in range(c.upsampled_layers * fine)]
+        )
         self.final_scale = nnx.Param(jnp.ones((c.output_dim,), jnp.float32))
         self.final_bias = nnx.Param(jnp.zeros((c.output_dim,), jnp.float32))
 

@@ -24,6 +24,8 @@ class EncoderConfig:
     lstm_layers: int = 2
     # Samples beyond the end of its own hop that a code may see. Causal codecs only; 0 <= lookahead < hop.
     lookahead: int = 0
+    # Scale every output vector to unit mean square, which keeps the codebook's scale from drifting.
+    normalize: bool = False
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -137,11 +139,12 @@ def default_config() -> SpeechCodecConfig:
     """Causal 16 kHz codec of the shipped weights: 40 tokens/s, windows of 25 ms every 6.25 ms."""
     return SpeechCodecConfig(
         encoder=EncoderConfig(
-            n_filters=16, dimension=64, ratios=(4, 4, 5, 5), lstm_layers=1, lookahead=300
+            n_filters=8, dimension=64, ratios=(4, 4, 5, 5), lstm_layers=1, lookahead=300,
+            normalize=True,
         ),
         backbone=BackboneConfig(
-            dim=256, intermediate_dim=512, num_layers=4, adanorm_num_embeddings=1, position_net=False,
-            upsample=4, upsampled_dim=128, upsampled_intermediate_dim=384, upsampled_layers=4,
+            dim=256, intermediate_dim=512, num_layers=3, adanorm_num_embeddings=1, position_net=False,
+            upsample=4, upsampled_dim=128, upsampled_intermediate_dim=256, upsampled_layers=3,
         ),
         head=HeadConfig(n_fft=400, hop_length=100),
         codebook_size=2048,

@@ -52,7 +52,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: SpeechCodecConfig, *, rngs: nnx.Rngs):
         c = config.encoder
-        self.hop_length, self.lookahead = c.hop_length, c.lookahead
+        self.hop_length, self.lookahead, self.normalize = c.hop_length, c.lookahead, c.normalize
         padding = "causal" if config.causal else "reflect"
         self.first = Conv(1, c.n_filters, c.kernel_size, padding=padding, rngs=rngs)
         residual, down, width = [], [], c.n_filters
@@ -80,4 +80,6 @@ class Encoder(nnx.Module):
         for layer in self.lstm:
             y = layer(y)
         x = self.last(jax.nn.elu(x + y if len(self.lstm) else x))
+        if self.normalize:
+            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
         return x[:, 1:] if self.lookahead else x

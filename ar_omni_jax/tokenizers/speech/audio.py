@@ -1,0 +1,62 @@
+"""Sound files, bytes or arrays to mono float32 at one sample rate, with errors a person can act on."""
+
+import io
+import os
+
+import numpy as np
+import soundfile
+import soxr
+
+
+class AudioError(ValueError):
+    """The message says which input is unusable and why."""
+
+
+def _decode(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int, str]:
+    if isinstance(source, bytes | bytearray | memoryview):
+        where, stream = f"audio bytes ({len(source)})", io.BytesIO(source)
+        if not len(source):
+            raise AudioError("audio bytes: empty; there is no sound to read")
+    else:
+        where = stream = os.fspath(source)
+        if not os.path.exists(where):
+            raise AudioError(f"audio file {where}: does not exist; check the path in the manifest")
+        if not os.path.isfile(where) or not os.path.getsize(where):
+            raise AudioError(f"audio file {where}: is not a file, or has 0 bytes")
+        where = f"audio file {where}"
+    try:
+        samples, rate = soundfile.read(stream, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise AudioError(f"{where}: cannot be decoded ({error}); WAV, FLAC, OGG and MP3 are understood") from error
+    return samples, rate, where
+
+
+def read_audio(
+    source: str | os.PathLike | bytes | np.ndarray, sample_rate: int, *, source_rate: int | None = None
+) -> np.ndarray:
+    """Mono float32 [T] in [-1, 1] at `sample_rate` Hz.
+
+    source: a path, an encoded file's bytes, or samples [T] or [T, channels]: float in [-1, 1], or a signed
+    integer type scaled by its range. Arrays are taken to be at `source_rate` (default `sample_rate`).
+    Channels are averaged; other rates are resampled (soxr, high quality). Levels are kept as they are.
+    Raises AudioError for what is missing, empty, undecodable, or not finite.
+    """
+    if isinstance(source, np.ndarray):
+        samples, rate, where = source, source_rate or sample_rate, f"audio array {source.dtype}{list(source.shape)}"
+        if samples.ndim not in (1, 2) or samples.dtype.kind not in "fi":
+            raise AudioError(f"{where}: expected float or signed integer samples [T] or [T, channels]")
+        scale = float(-np.iinfo(samples.dtype).min) if samples.dtype.kind == "i" else 1.0
+        samples = samples.astype(np.float32) / np.float32(scale)
+        samples = samples[:, None] if samples.ndim == 1 else samples
+    else:
+        samples, rate, where = _decode(source)
+    if not samples.size:
+        raise AudioError(f"{where}: has no samples")
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{where}: {int((~np.isfinite(samples)).sum())} samples are NaN or infinite")
+    mono = samples.mean(axis=1, dtype=np.float32)
+    if rate != sample_rate:
+        mono = soxr.resample(mono, rate, sample_rate).astype(np.float32)
+        if not mono.size:
+            raise AudioError(f"{where}: too short to resample from {rate} to {sample_rate} Hz")
+    return np.ascontiguousarray(mono)

@@ -1,0 +1,138 @@
+"""`SpeechTokenizer`: the codec as the rest of the program uses it, NumPy in and NumPy out."""
+
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ar_omni_jax.tokenizers.speech import weights
+from ar_omni_jax.tokenizers.speech.codec import SpeechCodec
+
+BATCH_SECONDS = 48  # audio encoded by one call, padding included
+CHUNK = 64  # codes; causal decoding is cut into pieces of powers of two up to this
+
+
+def bucket(frames: int, smallest: int = 40) -> int:
+    """The next of a short list of lengths (steps of a quarter of a power of two), so few programs compile."""
+    if frames <= smallest:
+        return smallest
+    step = max(smallest, 1 << (frames - 1).bit_length() - 3)
+    return -(-frames // step) * step
+
+
+class SpeechTokenizer:
+    """Waveforms <-> codes in [0, codebook_size), `hop_length` samples a code at `sample_rate` Hz."""
+
+    def __init__(self, codec: SpeechCodec, identity: str, record: dict | None = None):
+        self.codec, self.identity, self.record = codec, identity, record or {}
+        graph, self._state = nnx.split(codec)
+        self._encode = jax.jit(lambda state, wav: nnx.merge(graph, state).encode(wav))
+        self._decode = jax.jit(lambda state, codes: nnx.merge(graph, state).decode(codes))
+        self._stream = jax.jit(lambda state, past, codes: nnx.merge(graph, state).decode_stream(past, codes))
+
+    @classmethod
+    def load(cls, path_prefix: str | os.PathLike) -> "SpeechTokenizer":
+        """From `<path_prefix>.safetensors` and `<path_prefix>.json`."""
+        codec, record = weights.load(path_prefix)
+        return cls(codec, record["identity"], record)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.codec.config.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        return self.codec.config.hop_length
+
+    @property
+    def codebook_size(self) -> int:
+        return self.codec.config.codebook_size
+
+    def _checked(self, wav: np.ndarray, index: int) -> np.ndarray:
+        wav = np.asarray(wav)
+        if wav.ndim != 1 or not wav.size or wav.dtype.kind != "f":
+            raise ValueError(
+                f"encode: item {index} is {wav.dtype}{list(wav.shape)}; mono float samples [T > 0] are needed "
+                "(read_audio makes them)"
+            )
+        if not np.isfinite(wav).all():
+            raise ValueError(f"encode: item {index} has NaN or infinite samples")
+        return wav.astype(np.float32, copy=False)
+
+    def _groups(self, frames: list[int]) -> dict[int, list[int]]:
+        """Padded length in samples or, without causality, exact length -> items."""
+        groups: dict[int, list[int]] = {}
+        for index, count in enumerate(frames):
+            groups.setdefault(count, []).append(index)
+        return groups
+
+    def encode_batch(self, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """float32 [T] each -> int32 [ceil(T / hop)] each.
+
+        A causal codec encodes neighbours in length together, padded by zeros on the right; this changes no
+        code. Others are batched with equal lengths only, since padding would change their codes.
+        """
+        wavs = [self._checked(wav, index) for index, wav in enumerate(wavs)]
+        hop = self.hop_length
+        if self.codec.config.causal:
+            groups = self._groups([bucket(-(-len(wav) // hop)) * hop for wav in wavs])
+        else:
+            groups = self._groups([len(wav) for wav in wavs])
+        results: list[np.ndarray | None] = [None] * len(wavs)
+        for samples, members in groups.items():
+            rows = max(1, min(BATCH_SECONDS * self.sample_rate // samples, 64))
+            rows = min(rows, 1 << (len(members) - 1).bit_length())
+            for start in range(0, len(members), rows):
+                chosen = members[start : start + rows]
+                batch = np.zeros((rows, samples), np.float32)
+                for row, index in enumerate(chosen):
+                    batch[row, : len(wavs[index])] = wavs[index]
+                codes = np.asarray(self._encode(self._state, batch))
+                for row, index in enumerate(chosen):
+                    results[index] = codes[row, : -(-len(wavs[index]) // hop)].astype(np.int32)
+        return results
+
+    def encode(self, wav: np.ndarray) -> np.ndarray:
+        """float32 [T] -> int32 [ceil(T / hop)]."""
+        return self.encode_batch([wav])[0]
+
+    def _valid_codes(self, codes: np.ndarray) -> np.ndarray:
+        codes = np.asarray(codes)
+        if codes.ndim != 1 or (codes.size and codes.dtype.kind not in "iu"):
+            raise ValueError(f"decode: codes must be integers [n], got {codes.dtype}{list(codes.shape)}")
+        if codes.size and not (0 <= codes.min() and codes.max() < self.codebook_size):
+            raise ValueError(
+                f"decode: codes lie in [{codes.min()}, {codes.max()}], the codebook has 0..{self.codebook_size - 1}"
+            )
+        return codes.astype(np.int32)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """int [n] -> float32 [n * hop]; n = 0 gives no samples."""
+        codes = self._valid_codes(codes)
+        if not codes.size:
+            return np.zeros(0, np.float32)
+        padded = codes
+        if self.codec.config.causal:  # later codes cannot change earlier samples
+            padded = np.pad(codes, (0, bucket(len(codes)) - len(codes)))
+        samples = self._decode(self._state, padded[None])
+        return np.asarray(samples[0, : len(codes) * self.hop_length])
+
+    def init_stream(self) -> dict:
+        """State of `decode_stream` before the first code; raises for a codec that is not causal."""
+        return self.codec.init_stream(1)
+
+    def decode_stream(self, state: dict, codes: np.ndarray) -> tuple[dict, np.ndarray]:
+        """Next codes int [n] -> (state, the next float32 [n * hop]); together equal to `decode` of all codes.
+
+        Any n: pieces of powers of two are decoded, so seven programs serve all chunk sizes.
+        """
+        codes, pieces = self._valid_codes(codes), [np.zeros(0, np.float32)]
+        while codes.size:
+            size = min(CHUNK, 1 << codes.size.bit_length() - 1)
+            state, samples = self._stream(self._state, state, jnp.asarray(codes[None, :size]))
+            pieces.append(np.asarray(samples[0]))
+            codes = codes[size:]
+        return state, np.concatenate(pieces)

@@ -135,7 +135,8 @@ def document_from_json(record: Mapping, *, source: str = "", where: str = "") ->
     for key in ("id", "task", "turns"):
         if key not in record:
             raise DocumentError(f"{where}: key {key!r} is missing; a document needs id, task and turns")
-    task_index(record["task"])
+    if record["task"] not in TASKS:
+        raise DocumentError(f"{where}: unknown task {record['task']!r}; known tasks: {', '.join(TASKS)}")
     turns = []
     if not isinstance(record["turns"], Sequence) or not record["turns"]:
         raise DocumentError(f"{where}: 'turns' must be a non-empty list")
@@ -145,6 +146,8 @@ def document_from_json(record: Mapping, *, source: str = "", where: str = "") ->
             role, turn = turn.get("role", role), turn.get("parts", ())
         if role not in ("user", "assistant"):
             raise DocumentError(f"{where}: turn {i} has role {role!r}; use 'user' or 'assistant'")
+        if not isinstance(turn, Sequence) or isinstance(turn, str):
+            raise DocumentError(f"{where}: turn {i} must be a list of parts, got {turn!r}")
         turns.append(Turn(role, tuple(_part_from_json(p, f"{where}: turn {i}") for p in turn)))
         if not turns[-1].parts:
             raise DocumentError(f"{where}: turn {i} has no parts")

@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from ar_omni_jax.documents import GROUPS, TokenDocument
 from ar_omni_jax.vocabulary import JointVocabulary
 from data_pipelines import packing, schema, shards
 from data_pipelines.dataset_info import FILE_NAME, Counts, DatasetInfo, read_info, write_info
+from data_pipelines.permutation import Permutation
 from data_pipelines.schema import SchemaError
 
 OVERLONG = ("error", "drop_counted", "split")
@@ -155,7 +155,7 @@ class SplitPacker:
         counts = self.reader.counts
         self.groups = [g for g in GROUPS if counts.by_group.get(g, {}).get("documents", 0)]
         self.units = max(1, -(-counts.tokens // options.unit_tokens))
-        self.order = grain.MapDataset.range(len(self.reader)).shuffle(seed=options.seed % 2**32)
+        self.order = Permutation(len(self.reader), options.seed)
         digest = hashlib.sha256(json.dumps(counts.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
         self.origin = {"documents": counts.documents, "tokens": counts.tokens, "digest": digest}
         self.plan = dataclasses.asdict(options) | {"origin": self.origin, "units": self.units}
@@ -198,7 +198,7 @@ class SplitPacker:
 
     def _pack_unit(self, unit: int) -> UnitResult:
         start, stop = (len(self.reader) * u // self.units for u in (unit, unit + 1))
-        indices = [self.order[i] for i in range(start, stop)]
+        indices = self.order(np.arange(start, stop))
         result = UnitResult()
         tokens: dict[str, list[np.ndarray]] = {g: [] for g in self.groups}
         classes: dict[str, list[np.ndarray]] = {g: [] for g in self.groups}

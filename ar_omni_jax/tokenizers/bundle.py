@@ -26,12 +26,14 @@ _FILES = {
     "image": ("image.json", "image.safetensors"),
     "speech": ("speech.json", "speech.safetensors"),
 }
+_TRAIN = (
+    "python -m ar_omni_jax.tokenizers.train --config=configs/tokenizer_{part}.py --workdir=WORK, then copy "
+    "WORK/{part}.json and WORK/{part}.safetensors to {directory}"
+)
 _REMEDY = {
-    "text": "python -m ar_omni_jax.tokenizers.train_text --input=TOY/train.jsonl --output={prefix}",
-    "image": "python -m ar_omni_jax.tokenizers.train --config=configs/tokenizer_image.py --workdir=WORK "
-    "(--help there tells how to export to {prefix})",
-    "speech": "python -m ar_omni_jax.tokenizers.train --config=configs/tokenizer_speech.py --workdir=WORK "
-    "(--help there tells how to export to {prefix})",
+    "text": "python -m ar_omni_jax.tokenizers.train_text --input=TOY/train.jsonl --output={directory}/text",
+    "image": _TRAIN,
+    "speech": _TRAIN,
 }
 
 
@@ -103,7 +105,7 @@ def load_tokenizers(name_or_dir: str | os.PathLike = "toyworld", *, need: Sequen
             if not (directory / file).is_file():
                 raise TokenizerError(
                     f"{directory / file} is missing ({part} tokenizer of {name!r}); make it with "
-                    f"{_REMEDY[part].format(prefix=directory / part)}"
+                    f"{_REMEDY[part].format(part=part, directory=directory)}"
                 )
     text = TextTokenizer.load(directory / "text.model")
     records = {part: _read_json(directory / f"{part}.json", part) for part in ("image", "speech")}
@@ -128,10 +130,10 @@ def _compact(name: str, pieces: int, records: Mapping[str, dict], directory: Pat
     from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig
 
     try:
-        image = VQGANConfig.from_dict(records["image"]["config"])
+        image = VQGANConfig.from_dict({k: records["image"][k] for k in ("ddconfig", "n_embed", "embed_dim")})
         speech = SpeechCodecConfig.from_dict(records["speech"]["config"])
-    except (ValueError, TypeError) as e:
-        raise TokenizerError(f"{directory}: image.json or speech.json has an unusable config ({e})") from e
+    except (KeyError, ValueError, TypeError) as e:
+        raise TokenizerError(f"{directory}: image.json or speech.json has an unusable config ({e!r})") from e
     return compact_vocabulary(pieces, image.n_embed, speech.codebook_size, image.grid, name=name)
 
 
@@ -144,9 +146,8 @@ def _parse_json(path: Path) -> dict:
 
 def _read_json(path: Path, part: str) -> dict:
     record = _parse_json(path)
-    for key in ("config", "identity"):
-        if key not in record:
-            raise TokenizerError(f"{path}: key {key!r} is missing; copy or export the {part} tokenizer again")
+    if "identity" not in record:
+        raise TokenizerError(f"{path}: key 'identity' is missing; copy or export the {part} tokenizer again")
     return record
 
 

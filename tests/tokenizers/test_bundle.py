@@ -1,14 +1,20 @@
 """A directory of tokenizers: layout without weights, weights on first use, clear words when a file is missing."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from ar_omni_jax.tokenizers import bundle
 from ar_omni_jax.tokenizers.bundle import BUILT_IN, Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.image.config import VQGANConfig
+from ar_omni_jax.tokenizers.image.model import VQGAN
+from ar_omni_jax.tokenizers.image.weights import save_tokenizer
+from ar_omni_jax.tokenizers.speech import weights
+from ar_omni_jax.tokenizers.speech.codec import SpeechCodec
 from ar_omni_jax.tokenizers.speech.config import default_config
 from ar_omni_jax.tokenizers.text import TextTokenizer, TokenizerError
 from ar_omni_jax.vocabulary import Modality, VocabularyError, compact_vocabulary
@@ -20,7 +26,7 @@ IMAGE = VQGANConfig(ch=32, ch_mult=(1, 1, 2), resolution=32, n_embed=64, z_chann
 def directory(tmp_path):
     """Text tokenizer and the two descriptions, without any codec weights."""
     shutil.copy(BUILT_IN["toyworld"] / "text.model", tmp_path / "text.model")
-    (tmp_path / "image.json").write_text(json.dumps({"kind": "image", "identity": "i1", "config": IMAGE.to_dict()}))
+    (tmp_path / "image.json").write_text(json.dumps({"identity": "i1", **IMAGE.to_dict()}))
     speech = json.loads(default_config().to_json())
     (tmp_path / "speech.json").write_text(json.dumps({"kind": "speech", "identity": "s1", "config": speech}))
     return tmp_path
@@ -68,8 +74,8 @@ def test_bad_directories_and_descriptions_are_named(directory):
     (directory / "image.json").write_text('{"config": {}}')
     with pytest.raises(TokenizerError, match="key 'identity' is missing"):
         load_tokenizers(directory, need=("text",))
-    (directory / "image.json").write_text('{"config": {"colour": 1}, "identity": "x"}')
-    with pytest.raises(TokenizerError, match="unusable config.*colour"):
+    (directory / "image.json").write_text('{"n_embed": 1, "identity": "x"}')
+    with pytest.raises(TokenizerError, match="unusable config.*ddconfig"):
         load_tokenizers(directory, need=("text",))
 
 
@@ -96,6 +102,24 @@ def test_parts_are_made_once_at_first_use_and_must_fit_the_vocabulary():
     wrong_grid = Tokenizers(compact_vocabulary(8, 16, 16, (4, 1)), {}, {"image": Codec})
     with pytest.raises(VocabularyError, match=r"image grid.*\(2, 2\).*\(4, 1\)"):
         wrong_grid.image  # noqa: B018
+
+
+def test_codecs_are_read_from_their_files(directory):
+    """Random weights saved as the exports save them: layout, identity and codes agree with the codec."""
+    model = VQGAN(IMAGE, nnx.Rngs(0))
+    save_tokenizer(str(directory / "image"), IMAGE, nnx.state(model, nnx.Param), {})
+    speech_config = dataclasses.replace(default_config(), codebook_size=32)
+    weights.save(directory / "speech", SpeechCodec(speech_config, rngs=nnx.Rngs(0)), {})
+    tokenizers = load_tokenizers(directory)
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    codes = tokenizers.image.encode(pixels)
+    assert codes.shape == (2, tokenizers.vocabulary.image_length) and codes.max() < 64
+    assert tokenizers.image.identity == tokenizers.identities["image"]
+    wave = np.random.default_rng(0).uniform(-1, 1, 1000).astype(np.float32)
+    spoken = tokenizers.speech.encode_batch([wave])[0]
+    assert len(spoken) == -(-1000 // tokenizers.speech.hop_length)
+    assert tokenizers.speech.identity == tokenizers.identities["speech"]
+    tokenizers.vocabulary.to_ids(Modality.SPEECH, spoken)
 
 
 def test_built_in_text_tokenizer_ships():

@@ -1,0 +1,241 @@
+"""Raw documents to token shards: reads a source, encodes images, speech and text, writes ArrayRecord files.
+
+    python -m data_pipelines.build_shards --source=manifest --input=TOY/train.jsonl --output=SHARDS --split=train
+
+The source's records are cut into ranges of --records_per_shard; each range is one shard and depends on nothing
+else, so any number of workers (--worker_index, --worker_count) on any number of machines that share a disk makes
+the same files, and a job that was killed at any time goes on with the first unfinished shard when it is run
+again. Whoever finishes the last shard writes dataset.json; the same directory may hold several splits.
+
+A record that cannot be used stops the build (--on_error=fail), or is left out and listed (--on_error=skip) up to
+--error_budget of all records: dataset.json counts and names them, .build/*.json gives every full reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import fcntl
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ar_omni_jax.documents import DocumentError
+from ar_omni_jax.templates import TEMPLATE_SETS, template_set
+from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
+from ar_omni_jax.tokenizers.text import TokenizerError
+from ar_omni_jax.vocabulary import VocabularyError
+from data_pipelines.dataset_info import FILE_NAME, MAX_LISTED, Counts, DatasetInfo, read_info, write_info
+from data_pipelines.progress import Progress
+from data_pipelines.schema import SCHEMA_VERSION, SchemaError
+from data_pipelines.shard_builder import (
+    ACCOUNTS,
+    Account,
+    BuildError,
+    Job,
+    Skipped,
+    build_shard,
+    read_account,
+)
+from data_pipelines.sources import SOURCES, open_source
+from data_pipelines.sources.base import duplicates
+
+RECORDS_PER_SHARD = 4096
+ON_ERROR = ("fail", "skip")
+
+
+class ErrorBudget:
+    """Counts skipped records; BuildError at the first under "fail", or beyond the share of all records allowed."""
+
+    def __init__(self, on_error: str, budget: float, records: int):
+        if on_error not in ON_ERROR or not 0 <= budget <= 1:
+            raise BuildError(
+                f"on_error must be one of {', '.join(ON_ERROR)} and error_budget in [0, 1]; got {on_error}, {budget}"
+            )
+        self.fail, self.budget, self.records = on_error == "fail", budget, records
+        self.allowed = math.ceil(budget * records)
+        self.skipped: list[Skipped] = []
+
+    def skip(self, skipped: Skipped) -> None:
+        """Takes one record; raises when it is one too many."""
+        self.skipped.append(skipped)
+        if self.fail:
+            raise BuildError(f"{skipped.reason}\n(--on_error=skip leaves such records out and lists them)")
+        self.check(self.skipped)
+
+    def check(self, skipped: list[Skipped]) -> None:
+        """Raises when these are more than the budget allows."""
+        if len(skipped) > self.allowed:
+            last = "\n".join(f"  {s.reason}" for s in skipped[-5:])
+            raise BuildError(
+                f"{len(skipped)} of {self.records} records cannot be used, more than the budget of "
+                f"{self.budget:.2%} ({self.allowed}); mend the input or raise --error_budget. The last of them:\n{last}"
+            )
+
+
+def build(
+    source_name: str,
+    path: str | os.PathLike,
+    output: str | os.PathLike,
+    tokenizers: Tokenizers,
+    *,
+    split: str = "train",
+    template: str = "paper",
+    on_error: str = "fail",
+    error_budget: float = 0.01,
+    records_per_shard: int = RECORDS_PER_SHARD,
+    worker_index: int = 0,
+    worker_count: int = 1,
+    threads: int | None = None,
+    quiet: bool = False,
+) -> DatasetInfo | None:
+    """Makes this worker's shards; returns the content of dataset.json, or None while other workers are not done.
+
+    Args:
+      threads: decode media; default one a core.
+    Raises BuildError, DocumentError, SchemaError, TokenizerError or VocabularyError with a message for people.
+    """
+    if not 0 <= worker_index < worker_count:
+        raise BuildError(f"worker_index {worker_index} is not in [0, worker_count={worker_count})")
+    if records_per_shard < 1 or not split.replace("_", "").isalnum():
+        raise BuildError(f"records_per_shard {records_per_shard} must be positive, split {split!r} letters and digits")
+    job = _plan(source_name, path, Path(output), tokenizers, split, template_set(template).name, records_per_shard)
+    budget = ErrorBudget(on_error, error_budget, len(job.source))
+    mine = range(worker_index, job.shards, worker_count)
+    accounts = {index: read_account(job, index) for index in range(job.shards)}
+    for account in accounts.values():
+        for skipped in account.skipped if account is not None else ():
+            budget.skip(skipped)
+    todo = [index for index in mine if accounts[index] is None]
+    _remove_stale(job, todo)
+    total = sum(min(job.per_shard, len(job.source) - i * job.per_shard) for i in todo)
+    with (
+        Progress(total, quiet) as progress,
+        concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool,
+    ):
+        if len(todo) < len(mine):
+            progress.say(f"{len(mine) - len(todo)} of {len(mine)} shards are finished already")
+        for index in todo:
+            build_shard(job, index, pool, budget.skip, progress.record)
+    return _finish(job, budget, quiet)
+
+
+def _plan(source_name, path, output, tokenizers, split, template, per_shard) -> Job:
+    source = open_source(source_name, path)
+    if not len(source):
+        raise DocumentError(f"{path}: no records; is it the right file?")
+    build = {
+        "schema_version": SCHEMA_VERSION,
+        "source": source_name,
+        "records": len(source),
+        "input_digest": source.digest,
+        "records_per_shard": per_shard,
+        "template": template,
+        "vocabulary": tokenizers.vocabulary.fingerprint,
+        "tokenizers": tokenizers.identities,
+    }
+    job = Job(source, tokenizers, template, output, split, per_shard, build, duplicates(source))
+    if (output / FILE_NAME).is_file():
+        _others(job)  # a clash with splits that are there already is told before the work
+    return job
+
+
+def _remove_stale(job: Job, todo: list[int]) -> None:
+    """Temporary files of killed writers of the shards that this worker makes."""
+    for index in todo:
+        for path in (job.shard(index), job.account(index)):
+            for stale in path.parent.glob(f".{path.name}.*.tmp"):
+                stale.unlink(missing_ok=True)
+
+
+# -- dataset.json --------------------------------------------------------------------------------------------
+def _settings(job: Job) -> dict[str, Any]:
+    return {"template": job.template}
+
+
+def _others(job: Job) -> dict[str, dict[str, Any]]:
+    """Splits in dataset.json beside this one; errors when they were made otherwise."""
+    if not (job.directory / FILE_NAME).is_file():
+        return {}
+    info = read_info(job.directory, "documents", job.tokenizers.vocabulary.fingerprint)
+    others = {split: counts for split, counts in info.splits.items() if split != job.split}
+    for name, ours in (("tokenizers", job.tokenizers.identities), ("settings", _settings(job))):
+        if others and getattr(info, name) != ours:
+            raise BuildError(
+                f"{job.directory / FILE_NAME}: its splits {sorted(others)} were made with {name} "
+                f"{getattr(info, name)}, this build has {ours}; use another --output"
+            )
+    return others
+
+
+def _finish(job: Job, budget: ErrorBudget, quiet: bool) -> DatasetInfo | None:
+    """Sums all accounts into dataset.json once every shard of the split is there."""
+    accounts = [read_account(job, index) for index in range(job.shards)]
+    done = [account for account in accounts if account is not None]
+    if len(done) < len(accounts):
+        if not quiet:
+            print(f"{len(accounts) - len(done)} shards are left to other workers; the last one writes {FILE_NAME}")
+        return None
+    budget.check([skipped for account in done for skipped in account.skipped])  # of all workers together
+    (job.directory / ACCOUNTS).mkdir(parents=True, exist_ok=True)
+    with open(job.directory / ACCOUNTS / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two splits may end at the same time
+        splits = _others(job) | {job.split: _sum(done) | {"build": dict(job.build)}}
+        vocabulary, identities = job.tokenizers.vocabulary, job.tokenizers.identities
+        info = DatasetInfo("documents", vocabulary, identities, dict(sorted(splits.items())), _settings(job))
+        path = write_info(job.directory, info)
+    if not quiet:
+        counts = info.splits[job.split]
+        print(
+            f"{path}: {counts['read']} records read, {counts['documents']} documents ({counts['tokens']} tokens) in "
+            f"{job.shards} shards, {counts['read'] - counts['documents']} skipped {counts['dropped'] or ''}"
+        )
+    return info
+
+
+def _sum(accounts: list[Account]) -> dict[str, Any]:
+    """One split's entry of dataset.json; `dropped_list` also says where the record is and the whole reason."""
+    total, listed = Counts(), []
+    for account in accounts:
+        total = total.merge(account.counts)
+        for skipped in account.skipped:
+            total.dropped[skipped.kind] = total.dropped.get(skipped.kind, 0) + 1
+            if len(listed) < MAX_LISTED:
+                listed.append(
+                    {
+                        "id": skipped.id,
+                        "reason": skipped.kind,
+                        "where": skipped.where,
+                        "detail": skipped.reason,
+                    }
+                )
+    total.dropped_list = listed
+    return total.to_dict() | {"read": sum(account.read for account in accounts)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="manifest", choices=sorted(SOURCES), help="format of the input")
+    parser.add_argument("--input", required=True, help="the source's file or directory")
+    parser.add_argument("--output", required=True, help="directory of the shards")
+    parser.add_argument("--split", default="train", help="name of the split that the input is")
+    parser.add_argument("--tokenizers", default="toyworld", help="built-in name or directory")
+    parser.add_argument("--template", default="paper", choices=sorted(TEMPLATE_SETS), help="how turns are written")
+    parser.add_argument("--on_error", default="fail", choices=ON_ERROR, help="what a record that cannot be used does")
+    parser.add_argument("--error_budget", type=float, default=0.01, help="largest share of skipped records")
+    parser.add_argument("--records_per_shard", type=int, default=RECORDS_PER_SHARD)
+    parser.add_argument("--worker_index", type=int, default=0)
+    parser.add_argument("--worker_count", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=None, help="threads that decode media; default one a core")
+    args = vars(parser.parse_args(argv))
+    source, path, output = args.pop("source"), args.pop("input"), args.pop("output")
+    try:
+        build(source, path, output, load_tokenizers(args.pop("tokenizers")), **args)
+    except (BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError) as e:
+        sys.exit(f"build_shards: {e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Sources of raw documents, by name. A new format is one module here and one line in SOURCES."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+from ar_omni_jax.documents import DocumentError
+from data_pipelines.sources.base import Record, Source
+
+__all__ = ["SOURCES", "Record", "Source", "open_source"]
+
+# name -> "module:class", imported on use: a format's libraries are needed only by those who read it.
+SOURCES = {"manifest": "data_pipelines.sources.manifest:ManifestSource"}
+
+
+def open_source(name: str, path: str | os.PathLike) -> Source:
+    """The source called `name` over `path`; DocumentError naming the known ones otherwise."""
+    if name not in SOURCES:
+        raise DocumentError(f"unknown source {name!r}; known sources: {', '.join(sorted(SOURCES))}")
+    module, attribute = SOURCES[name].split(":")
+    return getattr(importlib.import_module(module), attribute)(path)

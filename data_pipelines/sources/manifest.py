@@ -1,0 +1,75 @@
+"""The plain manifest: JSON lines, one document each, media as paths relative to the manifest's directory.
+
+    {"id": "a1", "task": "caption", "turns": [[{"image": "images/a1.png"}], [{"text": "a red circle"}]]}
+
+A turn is a list of parts (user and assistant in turn), or {"role": ..., "parts": [...]}; "group" and "meta" are
+optional. Format: `ar_omni_jax.documents.document_from_json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ar_omni_jax.documents import Document, DocumentError, Part, document_from_json
+from ar_omni_jax.vocabulary import Modality
+from data_pipelines.sources.base import LineIndex, Record
+
+
+class ManifestSource:
+    """Source of the documents of one .jsonl manifest."""
+
+    def __init__(self, path: str | os.PathLike):
+        self._index = LineIndex(path)
+        self.path, self.digest = Path(path), self._index.digest
+
+    def __len__(self) -> int:
+        return self._index.count
+
+    def ids(self) -> Iterator[str | None]:
+        for _, _, line in self._index.lines(0, len(self)):
+            try:
+                yield str(json.loads(line)["id"])
+            except (ValueError, KeyError, TypeError):
+                yield None
+
+    def read(self, start: int, stop: int) -> Iterator[Record]:
+        for index, number, line in self._index.lines(start, stop):
+            where, name = f"{self.path}: line {number}", ""
+            try:
+                data = _parse(line, where)
+                name = str(data.get("id", ""))
+                document = document_from_json(data, source="manifest", where=where)
+                yield Record(index, where, name, self._resolved(document, where))
+            except DocumentError as e:
+                yield Record(index, where, name, error=str(e))
+
+    def _resolved(self, document: Document, where: str) -> Document:
+        """The document with media paths made absolute or relative to the working directory."""
+
+        def resolve(part: Part) -> Part:
+            if part.modality == Modality.TEXT:
+                return part
+            if not isinstance(part.value, str) or not part.value:
+                raise DocumentError(
+                    f"{where}: {part.modality.name.lower()} must be a path in quotes, got {part.value!r}"
+                )
+            return Part(part.modality, str(self.path.parent / part.value))
+
+        turns = tuple(dataclasses.replace(t, parts=tuple(resolve(p) for p in t.parts)) for t in document.turns)
+        return dataclasses.replace(document, turns=turns)
+
+
+def _parse(line: bytes, where: str) -> dict:
+    try:
+        data = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as e:
+        raise DocumentError(f"{where}: not UTF-8 (byte {e.start}); save the manifest as UTF-8") from e
+    except ValueError as e:
+        raise DocumentError(f"{where}: malformed JSON ({e}); each line must be one JSON object") from e
+    if not isinstance(data, dict):
+        raise DocumentError(f"{where}: a document must be a JSON object, not {type(data).__name__}")
+    return data

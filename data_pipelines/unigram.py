@@ -67,9 +67,10 @@ def unigram_nats(train_counts: np.ndarray, heldout_counts: np.ndarray, smoothing
     return nats
 
 
-def unigram_baseline(
-    directory: str | os.PathLike, train: str = "train", heldout: str = "validation", smoothing: float = 1.0
+def unigram_nll(
+    directory: str | os.PathLike, train_split: str = "train", heldout_split: str = "validation", smoothing: float = 1.0
 ) -> dict[str, float]:
     """{"text" | "image" | "speech" | "marker": nats a token} for the packed data in `directory`."""
     info = read_info(directory, "packed")
-    return unigram_nats(target_counts(directory, train, info), target_counts(directory, heldout, info), smoothing)
+    train = target_counts(directory, train_split, info)
+    return unigram_nats(train, target_counts(directory, heldout_split, info), smoothing)

@@ -9,7 +9,7 @@ from corpus import VOCABULARY, make_documents, write_documents
 from ar_omni_jax.vocabulary import MODALITY_NAMES
 from data_pipelines.dataset_info import read_info
 from data_pipelines.pack_shards import PackOptions, pack
-from data_pipelines.unigram import target_counts, unigram_baseline, unigram_nats
+from data_pipelines.unigram import target_counts, unigram_nats, unigram_nll
 
 
 def test_by_hand():
@@ -27,7 +27,7 @@ def test_counts_are_all_targets_and_uniform_codes_cost_log_of_their_number(tmp_p
     counts = target_counts(tmp_path / "out", "train", read_info(tmp_path / "out"))
     assert counts.sum() == sum(len(d.tokens) - 1 for d in splits["train"])
     assert counts[MODALITY_NAMES.index("marker")].nonzero()[0].tolist() == [VOCABULARY.marker("eos")]
-    nats = unigram_baseline(tmp_path / "out")
+    nats = unigram_nll(tmp_path / "out")
     assert set(nats) == set(MODALITY_NAMES)
     assert nats["marker"] == pytest.approx(0, abs=1e-6)
     for name, number in (("text", 300), ("image", 100), ("speech", 80)):

@@ -33,6 +33,7 @@ from data_pipelines.schema import SchemaError
 
 OVERLONG = ("error", "drop_counted", "split")
 READ_BATCH = 512
+LOW_FILL = 0.9  # below it, the summary advises another length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,6 +327,11 @@ def summary(info: DatasetInfo) -> str:
                 f"{kept['tokens']} "
                 f"tokens, fill {entry['fill'].get(group, 0):.2%}"
             )
+            fill = entry["fill"].get(group, 1)
+            if fill < LOW_FILL and rows > 1:
+                mean = kept["tokens"] / kept["documents"]
+                better = -(-int(mean * (info.length // mean + 1) * 1.03) // 64) * 64
+                lines.append(f"  low fill: documents of about {mean:.0f} tokens; try --length={better}")
         if entry["cut"]["documents"]:
             lines.append(f"{split}: {entry['cut']['documents']} documents cut into {entry['cut']['pieces']} pieces")
         for reason, number in entry["dropped"].items():

@@ -54,7 +54,10 @@ def assert_same(a, b):
             np.testing.assert_array_equal(x[name], y[name], err_msg=name)
 
 
-@pytest.mark.parametrize(("hosts", "workers"), [(2, 0), (4, 0), (1, 2), (2, 2), (4, 2)])
+@pytest.mark.parametrize(
+    ("hosts", "workers"),
+    [(2, 0), (4, 0)] + [pytest.param(hosts, 2, marks=pytest.mark.slow) for hosts in (1, 2, 4)],
+)
 def test_global_batches_do_not_depend_on_hosts_and_workers(packed, hosts, workers):
     want = batches(packed, 5)
     share = 8 // hosts

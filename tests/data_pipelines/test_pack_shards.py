@@ -75,6 +75,15 @@ def test_fill_is_measured_and_high(tmp_path):
     assert measured >= 0.98
 
 
+def test_low_fill_comes_with_advice_that_helps(tmp_path):
+    write_documents(tmp_path / "in", {"train": make_documents(200, kinds=[1], low=150, high=160)})
+    info = pack(tmp_path / "in", tmp_path / "out", PackOptions(200))
+    assert info.splits["train"]["fill"]["image"] < 0.8
+    advised = int(pack_shards.summary(info).split("--length=")[1])
+    info = pack(tmp_path / "in", tmp_path / "better", PackOptions(advised))
+    assert info.splits["train"]["fill"]["image"] > 0.95 and "low fill" not in pack_shards.summary(info)
+
+
 def test_documents_are_shuffled_by_seed(corpus, packed, tmp_path):
     names = {key(d.tokens, d.classes()): i for i, d in enumerate(corpus[1]["train"]) if d.group == "text"}
     orders = []

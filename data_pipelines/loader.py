@@ -203,6 +203,28 @@ class Loader:
         self.close()
 
 
+def _order(
+    source: PackedSource, data: Mapping[str, Any], seed: int, global_batch: int, one_pass: bool
+) -> tuple[MixedOrder | OnePassOrder, int]:
+    """The stream of rows and its number of batches; errors when there is not one batch."""
+    where = str(source.directory / source.split)
+    if one_pass:
+        order: MixedOrder | OnePassOrder = OnePassOrder(source.sizes)
+        steps = -(-order.length // global_batch)
+    else:
+        mixture = dict(data.get("mixture") or DEFAULT_MIXTURE)
+        stop = data.get("stop") or "first_exhausted"
+        order = training_order(source.sizes, mixture, seed, stop, where)
+        whole = order.length // global_batch
+        steps = whole + (stop == "all_exhausted" and order.length % global_batch > 0)
+    if steps == 0:
+        raise SchemaError(
+            f"{where}: {order.length} rows ({source.sizes}) do not make one batch of {global_batch}; lower batch_size, "
+            "add data, or use data.stop=repeat"
+        )
+    return order, steps
+
+
 def make_loader(
     data: Mapping[str, Any],
     *,
@@ -243,22 +265,8 @@ def make_loader(
             f"{info.length} or run pack_shards --length={data['length']}"
         )
     source = PackedSource(data["path"], split, info)
-    where = f"{data['path']}/{split}"
-    if one_pass if one_pass is not None else split != "train":
-        order: MixedOrder | OnePassOrder = OnePassOrder(source.sizes)
-        steps = -(-order.length // global_batch)
-    else:
-        mixture = dict(data.get("mixture") or DEFAULT_MIXTURE)
-        stop = data.get("stop") or "first_exhausted"
-        order = training_order(source.sizes, mixture, seed, stop, where)
-        whole = order.length // global_batch
-        steps = whole + (stop == "all_exhausted" and order.length % global_batch > 0)
-    if steps == 0:
-        raise SchemaError(
-            f"{where}: {order.length} rows ({source.sizes}) do not make one batch of {global_batch}; lower "
-            "batch_size, "
-            "add data, or use data.stop=repeat"
-        )
+    passes = one_pass if one_pass is not None else split != "train"
+    order, steps = _order(source, data, seed, global_batch, passes)
     table = weight_table(data.get("response_text_weight", 2.0), data.get("response_only", False))
     reader = _BatchReader(source, order, global_batch, process_index, process_count, table)
     return Loader(reader, steps, start_step, data.get("workers", 0) if workers is None else workers, threads)

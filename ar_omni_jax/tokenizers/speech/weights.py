@@ -9,8 +9,10 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialize
 
+from ar_omni_jax.tokenizers.files import replace_file
 from ar_omni_jax.tokenizers.speech.codec import SpeechCodec
 from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig
 
@@ -57,7 +59,6 @@ def fingerprint(config: SpeechCodecConfig, tensors: dict[str, np.ndarray]) -> st
 def save(prefix: str | os.PathLike, codec: SpeechCodec, provenance: dict, dtype=np.float16) -> None:
     """Write both files atomically (rename); the JSON is written last. Weights are stored as `dtype`."""
     prefix = pathlib.Path(prefix)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.ascontiguousarray(value, dtype) for name, value in flatten(codec).items()}
     record = {
         "kind": "speech",
@@ -65,12 +66,9 @@ def save(prefix: str | os.PathLike, codec: SpeechCodec, provenance: dict, dtype=
         "identity": fingerprint(codec.config, tensors),
         "provenance": provenance,
     }
-    partial = prefix.with_name(prefix.name + ".safetensors.partial")
-    save_file(tensors, partial)
-    os.replace(partial, prefix.with_name(prefix.name + ".safetensors"))
-    partial = prefix.with_name(prefix.name + ".json.partial")
-    partial.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, prefix.with_name(prefix.name + ".json"))
+    replace_file(prefix.with_name(prefix.name + ".safetensors"), serialize(tensors))
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    replace_file(prefix.with_name(prefix.name + ".json"), text.encode())
 
 
 def load(prefix: str | os.PathLike) -> tuple[SpeechCodec, dict]:

@@ -118,7 +118,7 @@ def build(
         if len(todo) < len(mine):
             progress.say(f"{len(mine) - len(todo)} of {len(mine)} shards are finished already")
         for index in todo:
-            build_shard(job, index, pool, budget.skip, progress.record)
+            build_shard(job, index, pool, budget.skip, progress.add)
     return _finish(job, budget, quiet)
 
 

@@ -25,9 +25,9 @@ class Progress:
         if self.done:
             self._show(last=True)
 
-    def record(self, tokens: int) -> None:
-        """One more record, of so many tokens."""
-        self.done += 1
+    def add(self, documents: int, tokens: int) -> None:
+        """So many more records, of so many tokens together."""
+        self.done += documents
         self.tokens += tokens
         if time.monotonic() - self._shown >= _EVERY[self._terminal]:
             self._show()

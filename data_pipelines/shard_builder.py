@@ -116,27 +116,28 @@ def build_shard(
     index: int,
     pool: concurrent.futures.Executor,
     on_skip: Callable[[Skipped], None],
-    on_record: Callable[[int], None],
+    on_window: Callable[[int, int], None],
 ) -> Account:
     """Makes shard `index` and its account.
 
-    on_skip: called for each record to be left out; raises to stop the build. on_record: called after each record
-    with its tokens (0 when left out).
+    on_skip: called for each record to be left out; raises to stop the build. on_window: called now and then with
+    the records and tokens since the last call.
     """
     start = index * job.per_shard
     stop = min(start + job.per_shard, len(job.source))
     account = Account()
     with ShardWriter(job.shard(index)) as writer:
-        for result in _results(job, start, stop, pool):
-            account.read += 1
-            if isinstance(result, Skipped):
-                on_skip(result)
-                account.skipped.append(result)
-                on_record(0)
-                continue
-            writer.write(encode_document(result, job.tokenizers.vocabulary))
-            account.counts.add(result)
-            on_record(len(result.tokens))
+        for window in _windows(job, start, stop, pool):
+            before = account.counts.tokens
+            for result in window:
+                if isinstance(result, Skipped):
+                    on_skip(result)
+                    account.skipped.append(result)
+                else:
+                    writer.write(encode_document(result, job.tokenizers.vocabulary))
+                    account.counts.add(result)
+            account.read += len(window)
+            on_window(len(window), account.counts.tokens - before)
     if account.read != stop - start:
         raise BuildError(
             f"{job.shard(index).name}: the source gave {account.read} records of [{start}, {stop}); "
@@ -146,8 +147,10 @@ def build_shard(
     return account
 
 
-def _results(job: Job, start: int, stop: int, pool: concurrent.futures.Executor) -> Iterator[TokenDocument | Skipped]:
-    """Each record of [start, stop) with its tokens or the reason why it has none, window by window."""
+def _windows(
+    job: Job, start: int, stop: int, pool: concurrent.futures.Executor
+) -> Iterator[list[TokenDocument | Skipped]]:
+    """The records of [start, stop), each as tokens or the reason why it has none, window by window."""
     waiting: list[Record] = []
 
     def documents():
@@ -158,8 +161,7 @@ def _results(job: Job, start: int, stop: int, pool: concurrent.futures.Executor)
 
     for window in MediaEncoder(codecs_of(job.tokenizers), pool).windows(documents()):
         records, waiting[: len(window)] = waiting[: len(window)], []
-        for record, codes in zip(records, window, strict=True):
-            yield _tokens(job, record, codes)
+        yield [_tokens(job, record, codes) for record, codes in zip(records, window, strict=True)]
 
 
 def _tokens(job: Job, record: Record, codes: list[np.ndarray | MediaError]) -> TokenDocument | Skipped:
@@ -171,6 +173,8 @@ def _tokens(job: Job, record: Record, codes: list[np.ndarray | MediaError]) -> T
     if record.index in job.duplicates:
         first = job.duplicates[record.index] + 1
         return skipped("duplicate id", f"{record.where}: id {record.id!r} is already that of record {first}")
+    if record.id.encode(errors="replace").decode() != record.id:
+        return skipped("malformed record", f"{record.where}: id {record.id!r} has a lone surrogate; rename it")
     for code in codes:
         if isinstance(code, MediaError):
             return skipped(code.kind, f"{record.where}: document {record.id!r}: {code.message}")

@@ -232,6 +232,7 @@ BAD = {
     "unknown task": (asr("0.wav") | {"task": "sing"}, "malformed record", "unknown task 'sing'"),
     "malformed JSON": ("{", "malformed record", "malformed JSON"),
     "duplicate id": (asr("0.wav") | {"id": "d3"}, "duplicate id", "'d3' is already that of record 4"),
+    "id without a UTF-8 form": (asr("0.wav") | {"id": "\udc00"}, "malformed record", "lone surrogate"),
     "wrong turns": (caption("0.png") | {"task": "asr"}, "turns do not fit the task", "speech part"),
     "lone surrogate": (asr("0.wav", "\ud800"), "not in the vocabulary", "surrogate"),
 }
@@ -344,7 +345,6 @@ def test_the_command_prints_errors_without_a_traceback(tmp_path):
 def test_progress_tells_rates_and_time_left():
     stream = io.StringIO()
     with Progress(4, stream=stream) as progress:
-        for tokens in (10, 0):
-            progress.record(tokens)
+        progress.add(2, 10)
     assert stream.getvalue().startswith("2/4 documents, ") and "tokens/s" in stream.getvalue()
     assert "s left" in stream.getvalue()

@@ -318,17 +318,23 @@ def find_checkpoint(directory: str | Path, step: int | None = None) -> Path:
 
 
 def load_arrays(
-    directory: str | Path, prefix: str, step: int | None = None, sharding: jax.sharding.Sharding | None = None
+    directory: str | Path,
+    prefix: str,
+    step: int | None = None,
+    sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding] | None = None,
 ) -> tuple[dict[str, jax.Array], Description]:
-    """The arrays whose names start with `prefix`, without it, all placed by `sharding` (default: one device)."""
+    """The arrays whose names start with `prefix`, without it.
+
+    sharding: of every array (default: one device), or by name without the prefix; then others stay on disk.
+    """
     path = find_checkpoint(directory, step)
     description = read_description(path)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for name, (shape, dtype) in stored_arrays(path).items()
-        if name.startswith(prefix)
-    }
+    wanted = {}
+    for name, (shape, dtype) in stored_arrays(path).items():
+        place = sharding.get(name.removeprefix(prefix)) if isinstance(sharding, Mapping) else sharding
+        if name.startswith(prefix) and place is not None:
+            wanted[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
     leaves = _read_leaves(path, wanted, description)
     return {name.removeprefix(prefix): leaf for name, leaf in leaves.items()}, description
 

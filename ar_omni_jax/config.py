@@ -291,10 +291,18 @@ def describe_derived(values: Mapping[str, float]) -> str:
     """The derived values as two lines for the start of a run."""
     v = values
     return (
-        f"model: {v['parameters']:,} parameters, {v['flops_per_token'] / 1e9:.3g} GFLOP a token (training)\n"
+        f"model: {v['parameters']:,} parameters, {_metric(v['flops_per_token'])}FLOP a token of training\n"
         f"run: {v['total_steps']:,} steps ({v['warmup_steps']:,} warm-up) of {v['tokens_per_step']:,} tokens = "
-        f"{v['total_tokens']:.3g} tokens, {v['total_flops']:.2g} FLOP"
+        f"{_metric(v['total_tokens'])}tokens, {_metric(v['total_flops'])}FLOP"
     )
+
+
+def _metric(value: float) -> str:
+    """41.5e9 -> "41.5 G"."""
+    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g} "
 
 
 def changes_on_resume(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[list[str], list[str]]:

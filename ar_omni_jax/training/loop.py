@@ -22,7 +22,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from ar_omni_jax.checkpoint import CheckpointError, Checkpoints, Description, load_arrays, place_leaves
+from ar_omni_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    Description,
+    load_arrays,
+    named_leaves,
+    place_leaves,
+)
 from ar_omni_jax.config import changes_on_resume
 from ar_omni_jax.training import metrics as metrics_lib
 from ar_omni_jax.training.metrics import Stopwatch, Window, duration
@@ -315,13 +322,21 @@ def require_same_vocabulary(saved: Description, vocabulary: JointVocabulary, whe
 
 
 def initialize_from(state, directory: str, vocabulary: JointVocabulary):
-    """`state` with the weights of another run's checkpoint; optimizer and step stay fresh."""
-    leaves, description = load_arrays(directory, "params.")
-    require_same_vocabulary(description, vocabulary, f"config.train.init_from = {directory}")
-    loaded = place_leaves(state.params, leaves, f"config.train.init_from = {directory}")
-    params = jax.tree.map(lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), loaded, state.params)
+    """`state` with the weights of another run's checkpoint; optimizer and step stay fresh.
+
+    The perceptual projection comes along where the checkpoint has one that fits; an exported model has none.
+    """
+    where = f"config.train.init_from = {directory}"
+    own = named_leaves(state.params)
+    leaves, description = load_arrays(directory, "params.", sharding={k: v.sharding for k, v in own.items()})
+    require_same_vocabulary(description, vocabulary, where)
+    for name, leaf in own.items():
+        if name.startswith("projection.") and (name not in leaves or leaves[name].shape != leaf.shape):
+            say(f"{where} has no {name} of shape {list(leaf.shape)}; it starts from new values")
+            leaves[name] = leaf
+    loaded = place_leaves(state.params, leaves, where)
     say(f"weights from step {description.step} of {directory}")
-    return dataclasses.replace(state, params=params)
+    return dataclasses.replace(state, params=jax.tree.map(lambda x, old: x.astype(old.dtype), loaded, state.params))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,215 @@
+"""Trains a model: python -m ar_omni_jax.main --config=configs/smoke.py --workdir=DIR [--config.key=value ...]
+
+The same command resumes an interrupted run. WORKDIR gets
+
+  checkpoints/       the newest states, see ar_omni_jax/checkpoint.py
+  metrics.jsonl      one line of numbers every config.train.log_every steps, and one a validation
+  tensorboard/       the same for TensorBoard, with the samples
+  samples/           text, PNG and WAV that the model made from held-out prompts
+  config.json        the settings of the last start
+  data/              only where the config makes its own data
+
+Exit code: 0 when training finished, 128 + n when signal n (Ctrl-C: 130, SIGTERM: 143) ended it after the state was
+saved, 1 for an error, 2 for a wrong command line. A second signal ends the program at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from ar_omni_jax import prepare
+from ar_omni_jax.checkpoint import CheckpointError
+from ar_omni_jax.config import derived, describe_derived, describe_keys, load_config, model_config
+from ar_omni_jax.documents import DocumentError
+from ar_omni_jax.model.config import ConfigError
+from ar_omni_jax.parallel.mesh import MeshError, make_mesh
+from ar_omni_jax.parallel.sharding import ShardingError
+from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
+from ar_omni_jax.tokenizers.text import TokenizerError
+from ar_omni_jax.training.loop import FINISHED, Run, StopSignal, TrainingError, say, train
+from ar_omni_jax.training.losses import LossError
+from ar_omni_jax.training.optimizer import OptimizerError
+from ar_omni_jax.training.perceptual import FrozenImageDecoder
+from ar_omni_jax.training.step import BatchError, Trainer
+from ar_omni_jax.training.writers import replace_file
+from ar_omni_jax.vocabulary import VocabularyError, chameleon_vocabulary
+from data_pipelines.dataset_info import FILE_NAME, DatasetInfo, read_info
+from data_pipelines.loader import make_loader
+from data_pipelines.mixture import MixtureError
+from data_pipelines.schema import SchemaError
+
+# What a person can mend: told in one line. Anything else is a fault of the program and keeps its traceback.
+FOR_PEOPLE = (
+    *(ConfigError, CheckpointError, TrainingError, VocabularyError, SchemaError, MixtureError, TokenizerError),
+    *(LossError, OptimizerError, MeshError, ShardingError, BatchError, DocumentError, prepare.PrepareError, OSError),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    options, overrides = parse_arguments(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    stop = StopSignal()
+    try:
+        config = load_config(options.config, overrides)
+        if options.distributed:
+            jax.distributed.initialize()
+        run = assemble(config, options.workdir)
+        stop.install()
+        outcome = train(run, stop)
+    except FOR_PEOPLE as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0 if outcome == FINISHED else 128 + (stop.number or 15)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """(options, overrides as (key, text)); "--config.key=value" and "--config.key value" are the same."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ar_omni_jax.main",
+        description=__doc__,
+        epilog=f"settings, with their defaults where the config file says nothing:\n{describe_keys()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="such as configs/smoke.py")
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; the same one resumes it")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes: found by jax.distributed.initialize() on Cloud TPU, Slurm and MPI",
+    )
+    options, rest = parser.parse_known_args(arguments)
+    overrides = []
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--config."):
+            parser.error(f"unexpected argument {word!r}; settings are given as --config.key=value")
+        name, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                parser.error(f"{word} needs a value: {word}=VALUE")
+            text = rest.pop(0)
+        overrides.append((name, text))
+    return options, overrides
+
+
+# ---------------------------------------------------------------------------------------- putting a run together
+
+
+def assemble(config: ConfigDict, workdir: Path) -> Run:
+    """Everything that the loop needs, made from the settings; errors come before anything is trained."""
+    make_workdir(workdir)
+    vocabulary, tokenizers = load_vocabulary(config)
+    path = prepare.packed_data(config, workdir, tokenizers)
+    info = check_data(config, path, vocabulary, tokenizers)
+    model = model_config(config.model, vocabulary.size)
+    mesh = make_mesh(config.mesh.to_dict())
+    shape = "x".join(str(n) for n in mesh.devices.shape)
+    say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {shape} ({', '.join(mesh.axis_names)})")
+    say(describe_derived(derived(config, model)))
+    trainer = Trainer(
+        model,
+        config.loss.to_dict(),
+        config.optimizer.to_dict(),
+        vocabulary,
+        mesh,
+        image_decoder(tokenizers) if config.loss.perceptual_weight and tokenizers else None,
+        total_steps=config.train.steps,
+    )
+
+    def open_loader(split: str, start_step: int):
+        return make_loader(
+            config.data.to_dict() | {"path": path},
+            split=split,
+            global_batch=config.data.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            vocabulary_fingerprint=vocabulary.fingerprint,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    if jax.process_index() == 0:
+        replace_file(workdir / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
+    return Run(
+        config=config,
+        workdir=workdir,
+        trainer=trainer,
+        open_loader=open_loader,
+        vocabulary=vocabulary,
+        tokenizers=tokenizers.identities if tokenizers else info.tokenizers,
+        data=hashlib.sha256((path / FILE_NAME).read_bytes()).hexdigest()[:16],
+        flops_per_token=model.flops_per_token(config.data.length),
+        sample=make_sampler(config, path, tokenizers, trainer),
+    )
+
+
+def make_workdir(workdir: Path) -> None:
+    """Makes the folder; OSError of the file system when it cannot be written."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / ".writable"
+    probe.write_text("")
+    probe.unlink(missing_ok=True)
+
+
+def load_vocabulary(config: ConfigDict):
+    """(JointVocabulary, Tokenizers or None). "chameleon" is the published layout alone, without tokenizers."""
+    if config.data.tokenizers == "chameleon":
+        return chameleon_vocabulary(), None
+    # Training needs a codec for the perceptual loss alone; samples load what they show.
+    need = ("image",) if config.loss.perceptual_weight else ()
+    tokenizers = load_tokenizers(config.data.tokenizers, need=need)
+    return tokenizers.vocabulary, tokenizers
+
+
+def check_data(config: ConfigDict, path: Path, vocabulary, tokenizers: Tokenizers | None) -> DatasetInfo:
+    """dataset.json of the packed data, refused (ConfigError, SchemaError, VocabularyError) when of another make."""
+    info = read_info(path, "packed", vocabulary.fingerprint)
+    template = info.settings.get("template")
+    if template and template != config.data.template:
+        raise ConfigError(
+            f"{path} was built with template {template!r}, config.data.template = {config.data.template!r}; set "
+            f"--config.data.template={template}"
+        )
+    for name, identity in (tokenizers.identities if tokenizers else {}).items():
+        if info.tokenizers.get(name, identity) != identity:
+            raise ConfigError(
+                f"{path} was built with {name} tokenizer {info.tokenizers[name]}, config.data.tokenizers = "
+                f"{config.data.tokenizers!r} has {identity}; use the tokenizers it was built with, or build it again"
+            )
+    return info
+
+
+def image_decoder(tokenizers: Tokenizers) -> FrozenImageDecoder:
+    """The frozen part of the image tokenizer that the perceptual loss looks through."""
+    from ar_omni_jax.tokenizers.image import decoder_features
+
+    image = tokenizers.image
+    structure, weights = image.split_decoder()
+    depths = tuple(depth for depth in image.depths if depth != "codebook")
+    return FrozenImageDecoder(
+        image.codebook, lambda decoder, z, depth: decoder_features((structure, decoder), z, depth), weights, depths
+    )
+
+
+def make_sampler(config: ConfigDict, path: Path, tokenizers: Tokenizers | None, trainer: Trainer):
+    """What `Run.sample` is: answers to held-out prompts, or None when the settings ask for none."""
+    if not config.train.sample_every or tokenizers is None:
+        return None
+    from ar_omni_jax.samples import Sampler
+
+    return Sampler(trainer.model_config, tokenizers, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The training command as people use it: real processes, real data files, real kills."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_data
+
+from ar_omni_jax import main as main_module
+from ar_omni_jax.checkpoint import load_for_inference, steps_in
+
+REPOSITORY = Path(__file__).parents[1]
+TIMEOUT = 400  # seconds; a busy machine takes long to start a process
+CONFIG = """
+from ar_omni_jax.config import base_config
+
+def get_config(arg=""):
+    config = base_config()
+    config.model.update(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=32)
+    config.data.update(length=32, batch_size=8)
+    config.optimizer.peak_lr = 1e-2
+    config.train.update(steps=40, log_every=3, eval_every=12, eval_batches=2, checkpoint_every=10)
+    return config
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Folder with config.py, packed data and tokenizers."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "config.py").write_text(CONFIG)
+    tiny_data.make_packed(folder, tokenizers=None)
+    tiny_data.make_tokenizers(folder / "tokenizers")
+    return folder
+
+
+def arguments(tiny, workdir, *more):
+    return [
+        f"--config={tiny / 'config.py'}",
+        f"--workdir={workdir}",
+        f"--config.data.path={tiny / 'packed'}",
+        f"--config.data.tokenizers={tiny / 'tokenizers'}",
+        *more,
+    ]
+
+
+def start(tiny, workdir, *more):
+    """The command as a process of its own, on one device."""
+    command = [sys.executable, "-m", "ar_omni_jax.main", *arguments(tiny, workdir, *more)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, **pipe)
+
+
+def run_to_the_end(tiny, workdir, *more):
+    process = start(tiny, workdir, *more)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, output
+    return output
+
+
+def run_here(tiny, workdir, *more):
+    """The command in this process; signal handlers are put back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return main_module.main(arguments(tiny, workdir, *more))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def records(workdir, kind="train"):
+    path = Path(workdir) / "metrics.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # being written
+            continue
+    return [r for r in found if r["kind"] == kind]
+
+
+def learning(workdir, kind="train"):
+    """Everything that must not depend on interruptions: all but speed."""
+    speed = ("tokens_per_second", "mfu", "input_wait")
+    return [{k: v for k, v in r.items() if not k.startswith(speed)} for r in records(workdir, kind)]
+
+
+def wait_for_step(process, workdir, step, seconds=TIMEOUT):
+    """Returns when a line of `step` or later is written."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if any(r["step"] >= step for r in records(workdir)):
+            return
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"step {step} was not reached:\n{process.stdout.read()}")
+
+
+@pytest.fixture(scope="session")
+def whole(tiny, tmp_path_factory):
+    """The workdir of a run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run_to_the_end(tiny, workdir)
+    return workdir
+
+
+def test_trains_to_the_end_and_learns(whole):
+    train, validation = records(whole), records(whole, "validation")
+    assert [r["step"] for r in train] == [*range(3, 40, 3), 40]
+    assert [r["step"] for r in validation] == [12, 24, 36, 40]
+    assert steps_in(whole / "checkpoints") == [20, 30, 40]
+    assert train[-1]["nll/text"] < 0.8 * train[0]["nll/text"]
+    for name in ("nll/image", "nll/speech", "nll/marker", "nll_task/asr", "grad_norm", "learning_rate"):
+        assert name in train[0]
+    assert validation[-1]["nll/text"] < validation[0]["nll/text"]
+
+
+def test_the_result_serves_inference(whole):
+    trained = load_for_inference(whole)
+    assert trained.step == 40
+    assert trained.vocabulary == tiny_data.VOCABULARY
+    assert trained.params["embedding"].shape == (tiny_data.VOCABULARY.size, 16)
+
+
+def test_a_killed_run_continues_bitwise(tiny, whole, tmp_path):
+    process = start(tiny, tmp_path)
+    wait_for_step(process, tmp_path, 24)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed_at = records(tmp_path)[-1]["step"]
+    assert killed_at < 40, "the run was over before it was killed"
+    assert "resuming after step" in run_to_the_end(tiny, tmp_path)
+    assert learning(tmp_path) == learning(whole)
+    assert learning(tmp_path, "validation") == learning(whole, "validation")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_first(tiny, tmp_path, number):
+    process = start(tiny, tmp_path)
+    wait_for_step(process, tmp_path, 6)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + number
+    assert f"{signal.Signals(number).name}: finishing this step and saving" in output
+    assert "run the same command to go on" in output
+    saved = steps_in(tmp_path / "checkpoints")[-1]
+    assert f"saved step {saved}" in output
+
+
+def test_a_second_signal_ends_at_once(tiny, tmp_path):
+    process = start(tiny, tmp_path, "--config.train.steps=100000")
+    wait_for_step(process, tmp_path, 3)
+    # Stopped in between, so that the program cannot be done with the first before the second arrives.
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=TIMEOUT)
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+
+
+def test_changed_settings_on_resume_are_told_or_refused(tiny, whole, tmp_path, capsys):
+    """Resumes here, on the 8 devices of the test suite, what one device began."""
+    shutil.copytree(whole, tmp_path / "run")
+    assert run_here(tiny, tmp_path / "run", "--config.train.steps=41", "--config.optimizer.peak_lr=0.001") == 0
+    told = capsys.readouterr().out
+    assert "config.optimizer.peak_lr: 0.01 in the checkpoint, 0.001 now" in told
+    assert "config.train.steps: 40 in the checkpoint, 41 now" in told
+    assert run_here(tiny, tmp_path / "run", "--config.model.d_ff=64") == 1
+    assert "config.model.d_ff: 32 in the checkpoint, 64 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--config.train.stesp=3"], "did you mean config.train.steps?"),
+        (["--config.data.path=/nowhere"], "python -m data_pipelines.pack_shards --input=SHARDS"),
+        (["--config.data.length=16"], "rows of 32 tokens"),
+        (["--config.data.batch_size=9"], "must be a multiple of"),
+        (["--config.data.template=released"], "set --config.data.template=paper"),
+        (["--config.data.tokenizers=chameleon"], "was made with vocabulary"),
+        (["--config.data.tokenizers=nothing"], "neither a directory nor one of"),
+        (["--config.mesh.tensor=3"], "change mesh.* in the config"),
+        (["--config.model.attention=flsh"], "TransformerConfig.attention = 'flsh'"),
+        (["--config.loss.perceptual_weight=0.1"], "image.safetensors is missing"),
+        (["--config.train.init_from=/nowhere"], "/nowhere holds no checkpoint"),
+        (["--workdir=/proc/nothing"], "/proc/nothing"),
+    ],
+)
+def test_what_people_can_mend_is_told_in_words(tiny, tmp_path, capsys, more, message):
+    assert run_here(tiny, tmp_path, *more) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_data_of_another_tokenizer_is_refused(tiny, tmp_path, capsys):
+    other = tiny_data.make_packed(tmp_path, documents=10, tokenizers={"image": "another"})
+    assert run_here(tiny, tmp_path / "run", f"--config.data.path={other}") == 1
+    assert "built with image tokenizer another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--confg.train.steps=3", "extra", "--config.train.steps"])
+def test_a_wrong_command_line_is_a_usage_error(tiny, tmp_path, word):
+    with pytest.raises(SystemExit) as exit_:
+        main_module.parse_arguments(arguments(tiny, tmp_path, word))
+    assert exit_.value.code == 2
+
+
+def test_overrides_come_with_an_equals_sign_or_a_space(tiny, tmp_path):
+    _, overrides = main_module.parse_arguments(
+        ["--config=x", f"--workdir={tmp_path}", "--config.train.steps=3", "--config.data.path", "a=b"]
+    )
+    assert overrides == [("train.steps", "3"), ("data.path", "a=b")]
+
+
+def test_the_command_needs_neither_tensorflow_nor_torch():
+    code = "import sys, ar_omni_jax.main; assert not {'tensorflow', 'torch'} & set(sys.modules)"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, env=environment)

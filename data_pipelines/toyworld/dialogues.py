@@ -16,7 +16,16 @@ from data_pipelines.toyworld.language import (
     caption,
     describe,
 )
-from data_pipelines.toyworld.scene import COLORS, POSITIONS, SHAPES, SIZES, Scene, SceneObject, random_scene_of_split, split_of
+from data_pipelines.toyworld.scene import (
+    COLORS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    SceneObject,
+    random_scene_of_split,
+    split_of,
+)
 
 _EDIT_TRIES = 100
 
@@ -45,9 +54,7 @@ def fact(rng: random.Random) -> str:
     kind = rng.choice(list(FACTS))
     template = rng.choice(FACTS[kind])
     if kind == "kind":
-        return template.format(
-            color=rng.choice(list(COLORS)), shape=rng.choice(SHAPES), number=rng.choice(NUMBERS)
-        )
+        return template.format(color=rng.choice(list(COLORS)), shape=rng.choice(SHAPES), number=rng.choice(NUMBERS))
     return template.format(**_fact_values(kind, rng))
 
 

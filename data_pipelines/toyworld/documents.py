@@ -146,9 +146,7 @@ class _SceneWriter:
                 "caption",
                 [("user", [image]), ("assistant", [{"text": caption(self.scene, self.rng)}])],
             ),
-            self._record(
-                "t2i", "t2i", [("user", [{"text": caption(self.scene, self.rng)}]), ("assistant", [image])]
-            ),
+            self._record("t2i", "t2i", [("user", [{"text": caption(self.scene, self.rng)}]), ("assistant", [image])]),
         ]
 
     def _speech_documents(self) -> list[dict]:
@@ -164,7 +162,9 @@ class _SceneWriter:
             part, facts = self._speech(f"-u{number}", text)
             heard, said = ("user", [part]), ("assistant", [part])
             records += [
-                self._record("asr", f"asr{number}", [heard, ("assistant", [{"text": text}])], kind=kind, speech=[facts]),
+                self._record(
+                    "asr", f"asr{number}", [heard, ("assistant", [{"text": text}])], kind=kind, speech=[facts]
+                ),
                 self._record("tts", f"tts{number}", [("user", [{"text": text}]), said], kind=kind, speech=[facts]),
             ]
         return records

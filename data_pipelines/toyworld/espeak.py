@@ -43,9 +43,7 @@ class Synthesizer:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise SpeechError(
-                "speech needs the espeakng-loader package: pip install espeakng-loader"
-            ) from error
+            raise SpeechError("speech needs the espeakng-loader package: pip install espeakng-loader") from error
         self._library_path = espeakng_loader.get_library_path()
         self._data_path = self._short_path(espeakng_loader.get_data_path())
 
@@ -106,9 +104,7 @@ class Synthesizer:
             library.espeak_SetParameter(_PARAMETER_RATE, words_per_minute, 0)
             library.espeak_SetParameter(_PARAMETER_PITCH, pitch, 0)
             data = text.encode()
-            status = library.espeak_Synth(
-                data, ctypes.c_size_t(len(data) + 1), 0, 0, 0, _TEXT_IS_UTF8, None, None
-            )
+            status = library.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 0, 0, _TEXT_IS_UTF8, None, None)
         samples = np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
         if status != 0 or not samples.any():
             raise SpeechError(f"espeak-ng made no sound of {text!r} with voice {voice!r} (status {status})")

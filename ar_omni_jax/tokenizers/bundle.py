@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -112,8 +113,8 @@ def load_tokenizers(name_or_dir: str | os.PathLike = "toyworld", *, need: Sequen
     identities = {"text": text.identity} | {part: str(records[part]["identity"]) for part in records}
     make = {
         "text": lambda: text,
-        "image": functools.partial(_load_image, directory / "image"),
-        "speech": functools.partial(_load_speech, directory / "speech"),
+        "image": functools.partial(_load, f"{__package__}.image.tokenizer", "ImageTokenizer", directory / "image"),
+        "speech": functools.partial(_load, f"{__package__}.speech.tokenizer", "SpeechTokenizer", directory / "speech"),
     }
     layout = directory / "vocabulary.json"
     if layout.is_file():
@@ -151,13 +152,9 @@ def _read_json(path: Path, part: str) -> dict:
     return record
 
 
-def _load_image(prefix: Path) -> Any:
-    from ar_omni_jax.tokenizers.image.tokenizer import ImageTokenizer
-
-    return ImageTokenizer.load(prefix)
-
-
-def _load_speech(prefix: Path) -> Any:
-    from ar_omni_jax.tokenizers.speech.tokenizer import SpeechTokenizer
-
-    return SpeechTokenizer.load(prefix)
+def _load(module: str, name: str, prefix: Path) -> Any:
+    """The codec class `name` of a module, imported on use, loaded from PREFIX.json and PREFIX.safetensors."""
+    try:
+        return getattr(importlib.import_module(module), name).load(prefix)
+    except (ValueError, OSError) as e:
+        raise TokenizerError(str(e)) from e

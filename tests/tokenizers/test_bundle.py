@@ -1,6 +1,5 @@
 """A directory of tokenizers: layout without weights, weights on first use, clear words when a file is missing."""
 
-import dataclasses
 import json
 import shutil
 
@@ -15,11 +14,17 @@ from ar_omni_jax.tokenizers.image.model import VQGAN
 from ar_omni_jax.tokenizers.image.weights import save_tokenizer
 from ar_omni_jax.tokenizers.speech import weights
 from ar_omni_jax.tokenizers.speech.codec import SpeechCodec
-from ar_omni_jax.tokenizers.speech.config import default_config
+from ar_omni_jax.tokenizers.speech.config import (
+    BackboneConfig,
+    EncoderConfig,
+    HeadConfig,
+    SpeechCodecConfig,
+    default_config,
+)
 from ar_omni_jax.tokenizers.text import TextTokenizer, TokenizerError
 from ar_omni_jax.vocabulary import Modality, VocabularyError, compact_vocabulary
 
-IMAGE = VQGANConfig(ch=32, ch_mult=(1, 1, 2), resolution=32, n_embed=64, z_channels=32)
+IMAGE = VQGANConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, resolution=32, n_embed=64, z_channels=32)
 
 
 @pytest.fixture
@@ -108,7 +113,14 @@ def test_codecs_are_read_from_their_files(directory):
     """Random weights saved as the exports save them: layout, identity and codes agree with the codec."""
     model = VQGAN(IMAGE, nnx.Rngs(0))
     save_tokenizer(str(directory / "image"), IMAGE, nnx.state(model, nnx.Param), {})
-    speech_config = dataclasses.replace(default_config(), codebook_size=32)
+    speech_config = SpeechCodecConfig(
+        encoder=EncoderConfig(n_filters=4, dimension=8, ratios=(4, 5), lstm_layers=1),
+        backbone=BackboneConfig(dim=16, intermediate_dim=16, num_layers=1, position_net=False),
+        head=HeadConfig(n_fft=40, hop_length=20),
+        codebook_size=32,
+        sample_rate=8000,
+        causal=True,
+    )
     weights.save(directory / "speech", SpeechCodec(speech_config, rngs=nnx.Rngs(0)), {})
     tokenizers = load_tokenizers(directory)
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
@@ -120,6 +132,9 @@ def test_codecs_are_read_from_their_files(directory):
     assert len(spoken) == -(-1000 // tokenizers.speech.hop_length)
     assert tokenizers.speech.identity == tokenizers.identities["speech"]
     tokenizers.vocabulary.to_ids(Modality.SPEECH, spoken)
+    (directory / "image.safetensors").write_bytes(b"cut short")
+    with pytest.raises(TokenizerError, match="image.safetensors"):
+        load_tokenizers(directory).image  # noqa: B018
 
 
 def test_built_in_text_tokenizer_ships():

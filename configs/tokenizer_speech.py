@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict(dataclasses.asdict(default_config()))
 
     config.stft_weight = 0.5
+    config.pitch_weight = 1.0
     config.commitment_weight = 0.25
     config.codebook_decay = 0.99
     config.quantize_start = 300  # steps as a plain autoencoder before k-means places the codes

@@ -26,9 +26,10 @@ def make_config(**changes):
     return SpeechCodecConfig.from_dict(values | changes)
 
 
-@pytest.fixture(scope="module")
-def codec():
-    return SpeechCodec(make_config(), rngs=nnx.Rngs(0))
+@pytest.fixture(scope="module", params=[False, True], ids=["istft", "source_filter"])
+def codec(request):
+    head = {"n_fft": 36, "hop_length": 12, "source_filter": request.param}
+    return SpeechCodec(make_config(head=head), rngs=nnx.Rngs(0))
 
 
 def jitted(codec, method):
@@ -144,6 +145,11 @@ def test_codec_that_is_not_causal_is_batched_by_equal_length():
     for wav, codes in zip(wavs, tokenizer.encode_batch(wavs), strict=True):
         np.testing.assert_array_equal(codes, encode(wav[None])[0])
     assert tokenizer.decode(codes).shape == (len(codes) * 24,)
+
+
+def test_source_filter_needs_causality():
+    with pytest.raises(ValueError, match="source_filter"):
+        SpeechCodecConfig.from_dict({"head": {"source_filter": True}})
 
 
 def test_position_net_cannot_be_causal():

@@ -1,6 +1,7 @@
 """The codec as one module: encoder, codebook, backbone, head."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from ar_omni_jax.tokenizers.speech.backbone import Backbone
@@ -8,6 +9,7 @@ from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig
 from ar_omni_jax.tokenizers.speech.encoder import Encoder
 from ar_omni_jax.tokenizers.speech.head import ISTFTHead
 from ar_omni_jax.tokenizers.speech.quantizer import Codebook
+from ar_omni_jax.tokenizers.speech.source import PitchReader, SourceFilterHead
 
 
 class SpeechCodec(nnx.Module):
@@ -22,7 +24,9 @@ class SpeechCodec(nnx.Module):
         self.encoder = Encoder(config, rngs=rngs)
         self.codebook = Codebook(config.codebook_size, config.encoder.dimension, rngs=rngs)
         self.backbone = Backbone(config, rngs=rngs)
-        self.head = ISTFTHead(config, rngs=rngs)
+        source = config.head.source_filter
+        self.pitch = PitchReader(config, rngs=rngs) if source else None
+        self.head = SourceFilterHead(config, rngs=rngs) if source else ISTFTHead(config, rngs=rngs)
 
     def embed(self, wav: jax.Array) -> jax.Array:
         """[B, T] -> encoder output [B, n, dimension]."""
@@ -34,11 +38,19 @@ class SpeechCodec(nnx.Module):
 
     def synthesize(self, features: jax.Array, row: int = 0) -> jax.Array:
         """Code vectors [B, n, dimension] -> samples [B, n * hop]; `row` picks the AdaLayerNorm row."""
-        return self.head(self.backbone(features, row))
+        hidden = self.backbone(features, row)
+        return self.head(hidden) if self.pitch is None else self.head(hidden, self.pitch.increments(features))
+
+    def _increments(self, codes: jax.Array) -> tuple[jax.Array, ...]:
+        """The head's second argument, if it has one. Read off the whole codebook rather than `codes` alone, so
+        that rounding cannot depend on how many codes come at once."""
+        if self.pitch is None:
+            return ()
+        return (jnp.take(self.pitch.increments(self.codebook.embed[...]), codes, axis=0),)
 
     def decode(self, codes: jax.Array, row: int = 0) -> jax.Array:
         """codes [B, n] -> samples [B, n * hop]."""
-        return self.synthesize(self.codebook.lookup(codes), row)
+        return self.head(self.backbone(self.codebook.lookup(codes), row), *self._increments(codes))
 
     def init_stream(self, batch: int) -> dict:
         """State of `decode_stream` before the first code."""
@@ -52,5 +64,5 @@ class SpeechCodec(nnx.Module):
     def decode_stream(self, state: dict, codes: jax.Array, row: int = 0) -> tuple[dict, jax.Array]:
         """Next codes [B, n] -> (state, the next n * hop samples), equal to offline decoding."""
         backbone, features = self.backbone.stream(state["backbone"], self.codebook.lookup(codes), row)
-        head, samples = self.head.stream(state["head"], features)
+        head, samples = self.head.stream(state["head"], features, *self._increments(codes))
         return {"backbone": backbone, "head": head}, samples

@@ -61,10 +61,14 @@ class BackboneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """iSTFT head: `n_fft` samples a window, `hop_length` samples between windows."""
+    """iSTFT head: `n_fft` samples a window, `hop_length` samples between windows.
+
+    `source_filter` replaces predicted phases by filtered pulses and noise (causal codecs; see source.py).
+    """
 
     n_fft: int = 2400
     hop_length: int = 600
+    source_filter: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,8 @@ class SpeechCodecConfig:
             )
         if self.causal and self.backbone.position_net:
             raise ValueError("speech codec: backbone.position_net looks at all of time; it needs causal=False")
+        if self.head.source_filter and not self.causal:
+            raise ValueError("speech codec: head.source_filter carries phase forwards in time; it needs causal=True")
         if not 0 <= self.encoder.lookahead < hop or (self.encoder.lookahead and not self.causal):
             raise ValueError(
                 f"speech codec: encoder.lookahead={self.encoder.lookahead} must be in [0, {hop}) "
@@ -146,7 +152,7 @@ def default_config() -> SpeechCodecConfig:
             dim=256, intermediate_dim=512, num_layers=3, adanorm_num_embeddings=1, position_net=False,
             upsample=4, upsampled_dim=128, upsampled_intermediate_dim=256, upsampled_layers=3,
         ),
-        head=HeadConfig(n_fft=400, hop_length=100),
+        head=HeadConfig(n_fft=400, hop_length=100, source_filter=True),
         codebook_size=2048,
         sample_rate=16000,
         causal=True,

@@ -28,6 +28,11 @@ def inverse_dft_basis(n_fft: int) -> np.ndarray:
     return np.concatenate([weight * np.cos(angle), -weight * np.sin(angle)]).astype(np.float32)
 
 
+def steady_envelope(n_fft: int, hop: int) -> np.ndarray:
+    """Sum of the squared windows over any sample far from the ends, float32 [hop]."""
+    return np.square(periodic_hann(n_fft)).reshape(-1, hop).sum(axis=0)
+
+
 def overlap_add(frames: jax.Array, hop: int) -> jax.Array:
     """[B, F, n_fft] windows placed every `hop` samples -> [B, (F + n_fft / hop - 1) * hop]."""
     batch, count, n_fft = frames.shape
@@ -56,17 +61,12 @@ class ISTFTHead(nnx.Module):
         spectrum = jnp.concatenate([magnitude * jnp.cos(phase), magnitude * jnp.sin(phase)], axis=-1)
         return matmul(spectrum, jnp.asarray(inverse_dft_basis(self.n_fft))) * periodic_hann(self.n_fft)
 
-    def _envelope(self) -> np.ndarray:
-        """Sum of squared windows in the steady state, float32 [hop]."""
-        return np.square(periodic_hann(self.n_fft)).reshape(-1, self.hop).sum(axis=0)
-
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, F, C] -> samples [B, F * hop]."""
-        frames = self.windows(x)
-        batch, count, _ = frames.shape
-        y = overlap_add(frames, self.hop)
+        batch, count, _ = x.shape
         if self.causal:
-            return (y[:, : count * self.hop].reshape(batch, count, -1) / self._envelope()).reshape(batch, -1)
+            return self.stream(self.init_stream(batch), x)[1]
+        y = overlap_add(self.windows(x), self.hop)
         squared = np.square(periodic_hann(self.n_fft))
         envelope = overlap_add(jnp.broadcast_to(squared, (1, count, self.n_fft)), self.hop)
         trim = (self.n_fft - self.hop) // 2
@@ -82,4 +82,4 @@ class ISTFTHead(nnx.Module):
         y = overlap_add(self.windows(x), self.hop)
         y = y.at[:, : state.shape[1]].add(state)
         done, state = y[:, : count * self.hop], y[:, count * self.hop :]
-        return state, (done.reshape(batch, count, -1) / self._envelope()).reshape(batch, -1)
+        return state, (done.reshape(batch, count, -1) / steady_envelope(self.n_fft, self.hop)).reshape(batch, -1)

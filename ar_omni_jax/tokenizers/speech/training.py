@@ -1,9 +1,10 @@
 """The speech codec's training task, driven by `python -m ar_omni_jax.tokenizers.train`.
 
-Loss = mel + stft_weight * stft + commitment_weight * ||z - sg(e)||^2. The first `quantize_start` steps train a
-plain autoencoder; then k-means of its recent outputs places the codes, and from there on they follow as
-moving averages of the vectors that choose them (VQ-VAE, van den Oord et al. 2017, appendix A.1), with
-codes that nothing chooses moved onto recent vectors.
+    loss = mel + stft_weight * stft + commitment_weight * ||z - sg(e)||^2 + pitch_weight * pitch
+
+The first `quantize_start` steps train a plain autoencoder; then k-means of its recent outputs places the codes,
+and from there on they follow as moving averages of the vectors that choose them (VQ-VAE, van den Oord et al.
+2017, appendix A.1), with codes that nothing chooses moved onto recent vectors.
 """
 
 import io
@@ -21,6 +22,7 @@ from ar_omni_jax.tokenizers.speech.codec import SpeechCodec
 from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig
 from ar_omni_jax.tokenizers.speech.data import Crops, speech_paths
 from ar_omni_jax.tokenizers.speech.losses import mel_distance, spectral_losses
+from ar_omni_jax.tokenizers.speech.pitch import estimate_pitch
 from ar_omni_jax.tokenizers.speech.tokenizer import SpeechTokenizer
 
 EMBED = "codebook.embed"
@@ -77,10 +79,21 @@ class SpeechTask:
         straight_through = jnp.where(quantized, z + jax.lax.stop_gradient(chosen - z), z)
         out = codec.synthesize(straight_through)
         parts = spectral_losses(out, wav, self.codec_config.sample_rate)
+        if codec.pitch is not None:
+            parts["pitch"] = self._pitch_loss(codec.pitch(straight_through), wav)
         parts["commitment"] = jnp.where(quantized, jnp.mean(jnp.square(z - chosen)), 0.0)
         loss = parts["mel"] + self.config.stft_weight * parts["stft"]
         loss = loss + self.config.commitment_weight * parts["commitment"]
+        loss = loss + self.config.pitch_weight * parts.get("pitch", 0.0)
         return loss, ({"loss": loss, **parts}, jax.lax.stop_gradient(z), codes)
+
+    def _pitch_loss(self, log2_pitch: jax.Array, wav: jax.Array) -> jax.Array:
+        """Mean absolute error in octaves where the voice has a pitch."""
+        hop = self.codec_config.hop_length
+        centres = np.arange(log2_pitch.shape[1]) * hop + hop + hop // 4
+        target, confidence = estimate_pitch(wav, centres, self.codec_config.sample_rate)
+        confidence = confidence * (centres < wav.shape[1])
+        return jnp.sum(confidence * jnp.abs(log2_pitch - target)) / (jnp.sum(confidence) + 1.0)
 
     def _train_step(self, state: dict, wav: jax.Array, step: jax.Array) -> tuple[dict, dict]:
         quantized = step >= self.config.quantize_start

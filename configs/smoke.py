@@ -11,7 +11,7 @@ def get_config(arg: str = ""):
         raise ValueError(f"unknown variant {arg!r}; there is none")
     config = base_config()
     config.model.update(num_layers=2, d_model=64, num_heads=4, num_kv_heads=4, head_dim=16, d_ff=192)
-    config.model.update(max_length=512, attention="blocked")
+    config.model.update(max_length=512, attention="rowwise")
     config.data.update(prepare="toyworld", length=512, batch_size=4)
     config.loss.perceptual_weight = 0.01
     config.optimizer.update(peak_lr=3e-3, warmup_fraction=0.1)

@@ -86,7 +86,7 @@ def grouped_attention(q_BGRLK, k_BGSK, v_BGSK, mask_BLS):
     bias = jnp.where(mask_BLS, 0.0, MASKED)[:, None, None]
     scores = checkpoint_name(product("bgrlk,bgsk->bgrls", q, k_BGSK), remat.ATTENTION_RESIDUALS) + bias
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    out = product("bgrls,bgsk->bgrlk", weights.astype(dtype), v_BGSK)
+    out = checkpoint_name(product("bgrls,bgsk->bgrlk", weights.astype(dtype), v_BGSK), remat.ATTENTION_RESIDUALS)
     return (out / weights.sum(axis=-1, keepdims=True)).astype(dtype)
 
 

@@ -1,0 +1,1 @@
+"""Decoding: the grammar of legal streams, sampling strategies, and the generation loop."""

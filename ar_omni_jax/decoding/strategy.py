@@ -1,0 +1,100 @@
+"""How the next token is picked from its logits, and which part of which task is decoded how."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from ar_omni_jax.vocabulary import JointVocabulary
+
+
+class StrategyError(ValueError):
+    """A decoding setting that cannot be used; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """One way to pick a token among the legal ones.
+
+    Attributes:
+      greedy: the likeliest; temperature, top_k and top_p are then without effect.
+      temperature: logits are divided by it before the cuts.
+      top_k: only the k likeliest remain; 0 = all.
+      top_p: of these, the smallest set that holds this much of the probability remains.
+      repetition_penalty: logits of ids that the row holds already, prompt included, are divided by it when
+        positive and multiplied when negative; 1 = none.
+    """
+
+    greedy: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        for name, good, rule in (
+            ("temperature", self.temperature > 0, "must be positive (use greedy=True for the likeliest)"),
+            ("top_k", self.top_k >= 0, "must be 0 (off) or positive"),
+            ("top_p", 0 < self.top_p <= 1, "must be in (0, 1]"),
+            ("repetition_penalty", self.repetition_penalty > 0, "must be positive"),
+        ):
+            if not good:
+                raise StrategyError(f"Strategy.{name} = {getattr(self, name)!r}: {rule}")
+
+
+GREEDY = Strategy(greedy=True)
+PART_KINDS = ("text", "image", "speech")
+
+# Where there is one right answer (transcripts, captions, read-out text) the likeliest token; elsewhere a sample.
+# Keys: a part kind, or (task, part kind), which wins.
+DEFAULT_STRATEGIES: dict[str | tuple[str, str], Strategy] = {
+    "text": Strategy(temperature=0.8, top_p=0.95),
+    "image": Strategy(temperature=1.0, top_p=0.96),
+    "speech": GREEDY,
+    ("asr", "text"): GREEDY,
+    ("caption", "text"): GREEDY,
+    ("chat_image", "text"): GREEDY,
+}
+
+# The reference implementation's settings (its penalty on greedy speech excepted, which harms it).
+REFERENCE_STRATEGIES: dict[str | tuple[str, str], Strategy] = {
+    **DEFAULT_STRATEGIES,
+    "text": Strategy(temperature=1.2, top_p=0.96, repetition_penalty=1.2),
+}
+
+
+def strategy_for(strategies: Mapping | None, task: str, kind: str) -> Strategy:
+    """The strategy of part `kind` in `task`: `strategies` over the defaults, (task, kind) over kind alone."""
+    for table in (strategies or {}, DEFAULT_STRATEGIES):
+        for key in ((task, kind), kind):
+            if key in table:
+                return table[key]
+    raise StrategyError(f"no strategy for part {kind!r}; parts are {', '.join(PART_KINDS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModeSwitch:
+    """The reference's selector: one greedy-or-sample bit that four markers set, and nothing else changes.
+
+    Kept as a statement of what published checkpoints were decoded with; `generate` uses the grammar instead.
+    """
+
+    greedy_after: tuple[str, ...] = ("boa", "ins")
+    sample_after: tuple[str, ...] = ("eoa", "res")
+
+    def greedy_for_next(self, tokens, vocabulary: JointVocabulary, default_greedy: bool) -> np.ndarray:
+        """bool [n]: whether the token after tokens[i] is picked greedily.
+
+        Args:
+          tokens: int [n] joint ids, from the start of the stream.
+          default_greedy: the bit before any of the markers has been seen.
+        """
+        greedy, out = default_greedy, []
+        on = {vocabulary.marker(name) for name in self.greedy_after}
+        off = {vocabulary.marker(name) for name in self.sample_after}
+        for token in np.asarray(tokens).tolist():
+            greedy = True if token in on else False if token in off else greedy
+            out.append(greedy)
+        return np.array(out, bool)

@@ -11,15 +11,15 @@ def get_config() -> ConfigDict:
     config.kind = "image"
     config.data_dir = ""  # holds train.jsonl, test.jsonl and the pictures they name
     config.seed = 0
-    config.steps = 3000
+    config.steps = 8000
     config.batch_size = 8
-    config.learning_rate = 1.5e-3
+    config.learning_rate = 6e-3
     config.warmup_steps = 50
     config.clip_norm = 1.0
     config.log_every = 50
-    config.eval_every = 300
+    config.eval_every = 500
     config.eval_images = 500
-    config.checkpoint_every = 300
+    config.checkpoint_every = 500
 
     config.model = ConfigDict(
         {
@@ -34,20 +34,23 @@ def get_config() -> ConfigDict:
                 "out_ch": 3,
                 "double_z": False,
                 "dropout": 0.0,
-                "num_groups": 8,
+                "num_groups": 2,
             },
             "n_embed": 512,
             "embed_dim": 32,
         }
     )
 
+    config.crop_until = 5500  # steps on crops: less work each, and more objects than background
+    config.crop_size = 32
+    config.crop_batch_size = 16
     config.edge_weight = 0.5
     config.commitment_weight = 0.1
     config.codebook_decay = 0.99
-    config.codebook_start = 300  # steps as a plain autoencoder before k-means places the codes
-    config.kmeans_images = 512
+    config.codebook_start = 2500  # steps as a plain autoencoder before k-means places the codes
+    config.kmeans_images = 1024
     config.kmeans_iterations = 10
-    config.revive_every = 100
+    config.revive_every = 50
     config.revive_until = 0.8  # share of the steps after which no code is moved any more
-    config.dead_below = 0.1  # a code that wins fewer latents a batch (moving average) is dead
+    config.dead_below = 0.03  # a code that wins fewer latents a batch (moving average) is dead
     return config

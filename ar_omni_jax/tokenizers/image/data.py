@@ -87,3 +87,20 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> np.ndarr
         order = np.random.default_rng((seed, int(epoch))).permutation(count)
         chosen[epochs == epoch] = order[positions[epochs == epoch] % count]
     return chosen
+
+
+def busiest_crops(
+    pixels_BHWC: np.ndarray, size: int, step: int, tries: int, rng: np.random.Generator
+) -> np.ndarray:
+    """From each picture the crop [size, size] of most variance among `tries` at multiples of `step` pixels.
+
+    Crops at multiples of the network's downsampling keep each code's patch where it is in whole pictures.
+    """
+    height, width = pixels_BHWC.shape[1:3]
+    crops = []
+    for picture in pixels_BHWC:
+        tops = rng.integers(0, (height - size) // step + 1, tries) * step
+        lefts = rng.integers(0, (width - size) // step + 1, tries) * step
+        found = [picture[t : t + size, x : x + size] for t, x in zip(tops, lefts, strict=True)]
+        crops.append(max(found, key=np.var))
+    return np.stack(crops)

@@ -1,8 +1,8 @@
 """The image codec's part of `ar_omni_jax.tokenizers.train`: losses, step, codebook, evaluation, export.
 
 Loss = |x - y| + (x - y)^2 + edge_weight * |grad x - grad y| + commitment_weight * |z - sg(e)|^2 / var(z), as
-means over all elements. For the first `codebook_start` steps the network is a plain autoencoder, so that k-means
-finds latents worth clustering. Commitment is relative to the latents' variance: their scale is free.
+means over all elements. For the first `codebook_start` steps the network is a plain autoencoder, so that
+k-means finds latents worth clustering. Commitment is relative to the latents' variance: their scale is free.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from optax.contrib import MuonDimensionNumbers, muon
 
 from ar_omni_jax.tokenizers.image import codebook as upkeep
 from ar_omni_jax.tokenizers.image.config import VQGANConfig
-from ar_omni_jax.tokenizers.image.data import ImageSet, batch_indices, list_images
+from ar_omni_jax.tokenizers.image.data import ImageSet, batch_indices, busiest_crops, list_images
 from ar_omni_jax.tokenizers.image.model import VQGAN
 from ar_omni_jax.tokenizers.image.preprocess import encode_png, to_uint8
 from ar_omni_jax.tokenizers.image.weights import save_tokenizer
 
 State = dict[str, Any]
+CROP_TRIES = 4
 POOL_BATCHES = 8  # batches of latents that revived codes are chosen from
 EVALUATION_BATCH = 50
 SHEET_COLUMNS = 8
@@ -33,6 +35,28 @@ SHEET_COLUMNS = 8
 def create_task(config: Any) -> ImageTask:
     """The task for `ar_omni_jax.tokenizers.train`; OSError or ValueError when data or config are unusable."""
     return ImageTask(config)
+
+
+def _make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Muon on the convolutions, Adam at half the rate on norms and biases.
+
+    On 64x64 scenes Muon reached in 150 steps the error that Adam alone had after 250.
+    """
+
+    def dimensions(params: Any) -> Any:
+        kernel = MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+        return jax.tree.map(lambda leaf: kernel if leaf.ndim == 4 else None, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        muon(
+            schedule,
+            consistent_rms=0.2,  # updates as large as Adam's, so both take rates of one scale
+            adam_b2=0.99,
+            adam_learning_rate=lambda step: 0.5 * schedule(step),
+            muon_weight_dimension_numbers=dimensions,
+        ),
+    )
 
 
 def _edges(pixels_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -56,10 +80,7 @@ class ImageTask:
         size = self.model_config.resolution
         self.train_set = ImageSet(list_images(config.data_dir, "train"), size)
         self.test_set = ImageSet(list_images(config.data_dir, "test", config.eval_images), size)
-        self.optimizer = optax.chain(
-            optax.clip_by_global_norm(config.clip_norm),
-            optax.adam(self._learning_rate, b1=0.9, b2=0.99),
-        )
+        self.optimizer = _make_optimizer(config, self._learning_rate)
         self.graphdef, _ = nnx.split(nnx.eval_shape(lambda: VQGAN(self.model_config, nnx.Rngs(0))))
         self._step = jax.jit(self._train_step, donate_argnums=0)
         self._latents = jax.jit(lambda params, pixels: self._model(params).latents(pixels))
@@ -86,8 +107,21 @@ class ImageTask:
     def batches(self, start_step: int, seed: int) -> Iterator[np.ndarray]:
         step = start_step
         while True:
-            yield self.train_set.batch(batch_indices(len(self.train_set), self.config.batch_size, step, seed))
+            yield self._batch(step, seed)
             step += 1
+
+    def _batch(self, step: int, seed: int) -> np.ndarray:
+        """Whole pictures; before `crop_until`, the busiest of a few crops of each."""
+        config = self.config
+        size = config.batch_size if step >= config.crop_until else config.crop_batch_size
+        chosen = batch_indices(len(self.train_set), size, step, seed)
+        return self._pictures(chosen, step, np.random.default_rng((seed, step, 2)))
+
+    def _pictures(self, chosen: np.ndarray, step: int, rng: np.random.Generator) -> np.ndarray:
+        pixels, config = self.train_set.batch(chosen), self.config
+        if step >= config.crop_until:
+            return pixels
+        return busiest_crops(pixels, config.crop_size, self.model_config.downsampling, CROP_TRIES, rng)
 
     def train_step(self, state: State, batch: np.ndarray, step: int) -> tuple[State, dict[str, jax.Array]]:
         return self._step(state, batch, jnp.asarray(step >= self.config.codebook_start))
@@ -132,29 +166,30 @@ class ImageTask:
         config = self.config
         rng = np.random.default_rng((seed, step, 1))
         if step == config.codebook_start:
-            points = self._pool(state, rng, config.kmeans_images)
+            points = self._pool(state, step, rng, config.kmeans_images)
             centres = upkeep.k_means(points, self.model_config.n_embed, config.kmeans_iterations, rng)
             return self._place(state, centres, np.ones(len(centres), bool))
         last = int(config.steps * config.revive_until)
         if step % config.revive_every == 0 and config.codebook_start < step <= last:
             dead = np.asarray(state["codebook"]["count"]) < config.dead_below
             if dead.any():
-                points = self._pool(state, rng, POOL_BATCHES * config.batch_size)
+                points = self._pool(state, step, rng, POOL_BATCHES * config.batch_size)
                 book = np.asarray(upkeep.codebook_of(state["codebook"]))
                 return self._place(state, upkeep.revive(book, dead, points, rng), dead)
         return state
 
-    def _pool(self, state: State, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Latents [N, D] of about `count` training pictures drawn by lot."""
-        size = self.config.batch_size
+    def _pool(self, state: State, step: int, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Latents [N, D] of about `count` training pictures (or crops) drawn by lot."""
+        size = self.config.batch_size if step >= self.config.crop_until else self.config.crop_batch_size
         chosen = rng.integers(len(self.train_set), size=(max(1, count // size), size))
-        rows = [np.asarray(self._latents(state["params"], self.train_set.batch(row))) for row in chosen]
+        rows = [np.asarray(self._latents(state["params"], self._pictures(row, step, rng))) for row in chosen]
         return np.concatenate(rows).reshape(-1, self.model_config.embed_dim)
 
     def _place(self, state: State, book_KD: np.ndarray, moved_K: np.ndarray) -> State:
-        """Puts the codes `moved_K` where `book_KD` has them, with a fresh count of one latent a batch."""
-        count = np.where(moved_K, 1.0, np.asarray(state["codebook"]["count"])).astype(np.float32)
-        sums = np.where(moved_K[:, None], book_KD, np.asarray(state["codebook"]["sum"])).astype(np.float32)
+        """Puts the codes `moved_K` where `book_KD` has them, with a count that soon dies if nothing comes."""
+        old = {name: np.asarray(value) for name, value in state["codebook"].items()}
+        count = np.where(moved_K, 4 * self.config.dead_below, old["count"]).astype(np.float32)
+        sums = np.where(moved_K[:, None], book_KD * count[:, None], old["sum"]).astype(np.float32)
         statistics = {"count": jnp.array(count), "sum": jnp.array(sums)}
         params = _with_codebook(state["params"], upkeep.codebook_of(statistics))
         return {**state, "params": params, "codebook": statistics}

@@ -1,0 +1,101 @@
+"""Pictures in and out: equality with the golden, and what happens to bad files."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ar_omni_jax.tokenizers.image import ImageError, encode_png, preprocess, read_image, to_uint8
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def _png(array):
+    return encode_png(np.asarray(array, np.uint8))
+
+
+def test_equals_the_golden():
+    golden = np.load(GOLDEN / "image_preprocess.npz")
+    for array, expected in (
+        (golden["rgba"], golden["out64_rgba"]),
+        (np.ascontiguousarray(golden["rgba"][..., :3]), golden["out64_rgb"]),
+    ):
+        result = read_image(array, 64)
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, expected, atol=1e-6)
+        np.testing.assert_array_equal(read_image(_png(array), 64), result)  # the same through a file's bytes
+
+
+def test_path_bytes_and_array_are_one(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    path = tmp_path / "picture.png"
+    path.write_bytes(_png(array))
+    expected = read_image(array, 16)
+    for source in (path, str(path), path.read_bytes()):
+        np.testing.assert_array_equal(read_image(source, 16), expected)
+
+
+def test_of_right_size_every_pixel_survives():
+    array = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    pixels = read_image(array, 16)
+    assert pixels.min() >= -1 and pixels.max() <= 1
+    np.testing.assert_array_equal(to_uint8(pixels), array)
+
+
+def test_crop_is_central():
+    array = np.zeros((16, 48, 3), np.uint8)
+    array[:, 16:32] = 255
+    assert to_uint8(read_image(array, 16)).min() == 255
+
+
+def test_output_is_clamped_and_rounded():
+    values = np.array([-3, -1, 0.5 / 127.5 - 1 + 0.002, 0, 1, 7], np.float32)
+    np.testing.assert_array_equal(to_uint8(values), [0, 0, 1, 128, 255, 255])
+
+
+def test_modes():
+    grey = np.full((8, 8), 51, np.uint8)
+    expected = np.full((8, 8, 3), 51)
+    np.testing.assert_array_equal(to_uint8(read_image(grey, 8)), expected)
+    deep = Image.fromarray(np.full((8, 8), 51 * 257, np.uint16))  # 16-bit grey must not be clipped to white
+    np.testing.assert_array_equal(to_uint8(preprocess(deep, 8)), expected)
+    palette = Image.fromarray(np.repeat(grey[..., None], 3, -1)).convert("P")
+    np.testing.assert_array_equal(to_uint8(preprocess(palette, 8)), expected)
+    clear = Image.new("LA", (8, 8), (0, 0))  # fully transparent black is white
+    assert to_uint8(preprocess(clear, 8)).min() == 255
+
+
+def test_bad_files_are_named(tmp_path):
+    whole = _png(np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8))
+    cut, text, empty = tmp_path / "cut.png", tmp_path / "text.png", tmp_path / "empty.png"
+    cut.write_bytes(whole[: len(whole) // 2])
+    text.write_text("not a picture")
+    empty.touch()
+    for path, message in (
+        (tmp_path / "none.png", "none.png: no such file"),
+        (cut, "cut.png: is truncated or damaged"),
+        (text, "text.png: is not a picture"),
+        (empty, "empty.png: is empty"),
+        (tmp_path, "cannot be read"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            read_image(path, 64)
+    with pytest.raises(ImageError, match="is truncated or damaged"):
+        read_image(whole[:200], 64)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bomb_is_refused_before_decoding():
+    buffer = io.BytesIO()
+    Image.new("1", (20000, 5000)).save(buffer, format="PNG")
+    assert len(buffer.getvalue()) < 100_000
+    with pytest.raises(ImageError, match="20000x5000 is more than"):
+        read_image(buffer.getvalue(), 64)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((4, 4, 3), "f4"), ((4, 4, 2), "u1"), ((0, 4), "u1")])
+def test_bad_arrays_are_refused(shape, dtype):
+    with pytest.raises(ImageError, match="image array"):
+        read_image(np.zeros(shape, dtype), 4)

@@ -13,7 +13,7 @@ class Progress:
 
     def __init__(self, total: int, quiet: bool = False, stream=None):
         self.total, self.quiet = total, quiet
-        self.done = self.tokens = 0
+        self.done = self.tokens = self._told = 0
         self._stream = stream if stream is not None else sys.stderr
         self._terminal = self._stream.isatty()
         self._start = self._shown = time.monotonic()
@@ -22,7 +22,7 @@ class Progress:
         return self
 
     def __exit__(self, *_) -> None:
-        if self.done:
+        if self.done != self._told or (self.done and self._terminal):
             self._show(last=True)
 
     def add(self, documents: int, tokens: int) -> None:
@@ -47,7 +47,7 @@ class Progress:
         )
 
     def _show(self, last: bool = False) -> None:
-        self._shown = time.monotonic()
+        self._shown, self._told = time.monotonic(), self.done
         if self.quiet:
             return
         start, end = ("\r\x1b[K", "\n" if last else "") if self._terminal else ("", "\n")

@@ -80,7 +80,7 @@ class ImageTokenizer:
                 f"encode: pixels have shape {list(pixels.shape)}, need {expected} (see read_image)"
             )
         codes = self._in_chunks(_encode, pixels, (*self.grid,), np.int32)
-        return codes.reshape(len(pixels), -1)
+        return codes.reshape(len(pixels), self.grid[0] * self.grid[1])
 
     def decode(self, codes: np.ndarray | jax.Array) -> np.ndarray:
         """int [B, h * w] in raster order to uint8 [B, H, W, 3]. ValueError for a wrong shape or code."""

@@ -11,12 +11,13 @@ import numpy as np
 
 from ar_omni_jax import templates
 from ar_omni_jax.documents import Document, DocumentError, Part, Turn
+from ar_omni_jax.responses import parse_response, response_text
 from ar_omni_jax.tokenizers.bundle import Tokenizers
 from ar_omni_jax.vocabulary import Modality
 
 
 @dataclasses.dataclass
-class Response:
+class Answer:
     """What the model answered.
 
     text: the text parts joined by blanks. images: uint8 [H, W, 3] each. speech: float32 [T] each, in [-1, 1] at the
@@ -95,15 +96,9 @@ def _encode_images(tokenizers: Tokenizers, images: list[np.ndarray], batch: int 
     return out
 
 
-def without_answer(document: Document) -> Document:
-    """The document up to its last assistant turn: what a user would have sent."""
-    last = max((i for i, t in enumerate(document.turns) if t.role == "assistant"), default=len(document.turns))
-    return dataclasses.replace(document, turns=document.turns[:last])
-
-
 def prompt_tokens(documents: Sequence[Document], tokenizers: Tokenizers, template: str, root: Path) -> list[np.ndarray]:
     """int32 prompt of each document (its last answer removed), ending where the model starts to write."""
-    asked = [without_answer(d) for d in documents]
+    asked = [templates.without_answer(d) for d in documents]
     codes = encode_media(asked, tokenizers, root)
     return [
         templates.prompt(document, template, tokenizers.vocabulary, tokenizers.text.encode, row)
@@ -111,22 +106,19 @@ def prompt_tokens(documents: Sequence[Document], tokenizers: Tokenizers, templat
     ]
 
 
-def detokenize(tokens: np.ndarray, tokenizers: Tokenizers) -> Response:
-    """Generated ids int32 [n] -> Response. An image with a wrong number of codes is a problem, never padded."""
-    vocabulary = tokenizers.vocabulary
-    texts, images, speech, problems = [], [], [], []
-    for modality, codes in templates.parse_response(tokens, vocabulary):
-        if len(codes) == 0:
-            continue
+def detokenize(tokens: np.ndarray, tokenizers: Tokenizers) -> Answer:
+    """Generated ids int32 [n] -> Answer. An image with a wrong number of codes is a problem, never padded."""
+    length = tokenizers.vocabulary.image_length
+    parsed = parse_response(tokens, tokenizers.vocabulary)
+    texts, images, speech = [], [], []
+    for modality, codes in parsed:
         if modality == Modality.TEXT:
-            texts.append(tokenizers.text.decode(codes).strip())
-        elif modality == Modality.SPEECH:
+            texts.append(response_text(codes, tokenizers.text.decode))
+        elif modality == Modality.SPEECH and len(codes):
             speech.append(np.asarray(tokenizers.speech.decode(codes), np.float32))
-        elif len(codes) == vocabulary.image_length:
+        elif modality == Modality.IMAGE and len(codes) == length:
             images.append(np.asarray(tokenizers.image.decode(np.asarray(codes)[None])[0]))
-        else:
-            problems.append(f"an image of {len(codes)} codes instead of {vocabulary.image_length} was left out")
-    return Response(" ".join(t for t in texts if t), images, speech, np.asarray(tokens, np.int32), problems)
+    return Answer(" ".join(t for t in texts if t), images, speech, np.asarray(tokens, np.int32), list(parsed.problems))
 
 
 def answer_tokens(documents: Sequence[Document], tokenizers: Tokenizers, template: str, root: Path) -> list[np.ndarray]:
@@ -135,7 +127,7 @@ def answer_tokens(documents: Sequence[Document], tokenizers: Tokenizers, templat
     out = []
     for document, row in zip(documents, codes, strict=True):
         whole = templates.tokenize(document, template, tokenizers.vocabulary, tokenizers.text.encode, row)
-        asked = without_answer(document)
+        asked = templates.without_answer(document)
         prompt = templates.prompt(
             asked, template, tokenizers.vocabulary, tokenizers.text.encode, row[: len(asked.media())]
         )

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from ar_omni_jax.documents import Document
-from ar_omni_jax.inference import Response, detokenize, prompt_tokens
+from ar_omni_jax.inference import Answer, detokenize, prompt_tokens
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 
@@ -51,7 +51,7 @@ class Predictor:
 
     def respond(
         self, documents: Sequence[Document], *, seeds: Sequence[int], root: Path | None = None, **options
-    ) -> list[Response]:
+    ) -> list[Answer]:
         """One answer a document (its own last answer, if any, is not shown to the model).
 
         A document's answer depends on its own prompt and seed alone, never on its neighbours. `options` go to

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from ar_omni_jax.documents import TASKS, Role, split_token_class
-from ar_omni_jax.inference import Response, detokenize
+from ar_omni_jax.inference import Answer, detokenize
 from ar_omni_jax.model.config import TransformerConfig
 from ar_omni_jax.tokenizers.bundle import Tokenizers
 from ar_omni_jax.training.state import model_from_params
@@ -64,7 +64,7 @@ class Sampler:
             samples += self._show(task, made) + self._show(f"{task}-true", true)
         return samples
 
-    def _show(self, name: str, response: Response) -> list[Sample]:
+    def _show(self, name: str, response: Answer) -> list[Sample]:
         text = "\n\n".join([response.text, *(f"({problem})" for problem in response.problems)]).strip()
         image = response.images[0] if response.images else None
         audio = response.speech[0] if response.speech else None

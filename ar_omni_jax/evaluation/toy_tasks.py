@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from ar_omni_jax.tokenizers.bundle import Tokenizers
 
 from ar_omni_jax.documents import Document, document_from_json
 from ar_omni_jax.evaluation import toy_judges, wer
-from ar_omni_jax.inference import Response, answer_tokens, detokenize
+from ar_omni_jax.inference import Answer, answer_tokens, detokenize
+from ar_omni_jax.tokenizers.bundle import Tokenizers
 from ar_omni_jax.vocabulary import Modality
 
 JUDGED_TASKS = ("caption", "t2i", "asr", "tts")
@@ -27,7 +27,7 @@ MEASURES = {
     "asr": ("ASR word error rate", "%", False),
     "tts": ("TTS word error rate", "%", False),
 }
-System = Callable[[str, Sequence[Document]], list[Response]]
+System = Callable[[str, Sequence[Document]], list[Answer]]
 
 
 @dataclasses.dataclass
@@ -66,7 +66,7 @@ def truth_system(root: Path) -> System:
     import soundfile
     from PIL import Image
 
-    def answer(task: str, documents: Sequence[Document]) -> list[Response]:
+    def answer(task: str, documents: Sequence[Document]) -> list[Answer]:
         out = []
         for document in documents:
             parts = [p for t in document.turns if t.role == "assistant" for p in t.parts]
@@ -77,7 +77,7 @@ def truth_system(root: Path) -> System:
             speech = [
                 soundfile.read(root / p.value, dtype="float32")[0] for p in parts if p.modality == Modality.SPEECH
             ]
-            out.append(Response(" ".join(texts), images, speech, np.zeros(0, np.int32)))
+            out.append(Answer(" ".join(texts), images, speech, np.zeros(0, np.int32)))
         return out
 
     return answer
@@ -86,7 +86,7 @@ def truth_system(root: Path) -> System:
 def ceiling_system(tokenizers: Tokenizers, template: str, root: Path) -> System:
     """Answers with the true answer through the tokenizers and back: what a perfect model would reach."""
 
-    def answer(task: str, documents: Sequence[Document]) -> list[Response]:
+    def answer(task: str, documents: Sequence[Document]) -> list[Answer]:
         return [detokenize(t, tokenizers) for t in answer_tokens(documents, tokenizers, template, root)]
 
     return answer
@@ -94,7 +94,7 @@ def ceiling_system(tokenizers: Tokenizers, template: str, root: Path) -> System:
 
 def judge(
     system: System, documents: dict[str, list[Document]], recognize: Callable[[np.ndarray], str] | None
-) -> tuple[dict[str, TaskResult], dict[str, list[Response]]]:
+) -> tuple[dict[str, TaskResult], dict[str, list[Answer]]]:
     """Scores a system on every task that has documents; `recognize` turns float32 [T] speech into words for TTS."""
     results, responses = {}, {}
     for task, rows in documents.items():
@@ -106,7 +106,7 @@ def judge(
     return results, responses
 
 
-def _example(task: str, document: Document, response: Response, recognize) -> dict:
+def _example(task: str, document: Document, response: Answer, recognize) -> dict:
     record = {"id": document.id, "truth": truth_text(document), "answer": response.text, "problems": response.problems}
     if task == "caption":
         record |= toy_judges.score_caption(response.text, document.meta["scene"])

@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ToyWorldError, SpeechError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
     documents = sum(sum(counts.values()) for counts in summary["documents"].values())
     print(
         f"{options.output}: {documents} documents, {summary['images']} images, {summary['utterances']} utterances "

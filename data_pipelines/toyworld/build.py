@@ -15,6 +15,7 @@ import os
 import pathlib
 import threading
 import wave
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import tqdm
@@ -57,10 +58,13 @@ def build(output: str | os.PathLike, size: int, seed: int = 0, workers: int = 2,
         raise ToyWorldError(f"--workers={workers}: give at least 1")
     folder = pathlib.Path(output)
     try:
-        for name in _MEDIA_FOLDERS:
-            (folder / name).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             return _build(folder, size, seed, workers, progress)
+    except BrokenProcessPool as error:
+        raise ToyWorldError(
+            "a worker died, perhaps for want of memory; run the same command again, with --workers=1"
+        ) from error
     except OSError as error:
         raise ToyWorldError(
             f"cannot write the toy world to {folder}: {error.strerror or error}. "
@@ -75,6 +79,7 @@ def _build(folder: pathlib.Path, size: int, seed: int, workers: int, progress: b
         return finished
     _write_json(folder / "dataset.json", header | {"complete": False})
     for name in _MEDIA_FOLDERS:
+        (folder / name).mkdir(exist_ok=True)
         for leftover in (folder / name).glob(f"*{_PARTIAL}"):
             leftover.unlink()
     plan = make_plan(size, seed)
@@ -91,9 +96,7 @@ def _check_folder(folder: pathlib.Path, header: dict) -> dict | None:
     """What `dataset.json` says if the same world is finished there; None if there is work to do."""
     path = folder / "dataset.json"
     if not path.exists():
-        known = {*_MEDIA_FOLDERS, path.name + _PARTIAL}
-        strange = sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
-        strange += sorted(entry.name for name in _MEDIA_FOLDERS for entry in (folder / name).iterdir())
+        strange = sorted(entry.name for entry in folder.iterdir() if entry.name != path.name + _PARTIAL)
         if strange:
             raise ToyWorldError(
                 f"{folder} holds other files ({', '.join(strange[:3])}) and no dataset.json; "
@@ -154,14 +157,25 @@ def _run_batch(batch: tuple[str, list[ImageJob | SpeechJob]]) -> dict[str, float
     for job in jobs:
         path = pathlib.Path(folder, job.path)
         if isinstance(job, ImageJob):
-            if not path.exists():
+            if not path.exists() or path.stat().st_size == 0:
                 _write_bytes(path, png_bytes(job))
-            continue
-        if not path.exists():
-            _write_bytes(path, wav_bytes(job))
-        with wave.open(str(path)) as file:
-            durations[job.path] = round(file.getnframes() / file.getframerate(), 4)
+        else:
+            durations[job.path] = _make_wav(path, job)
     return durations
+
+
+def _make_wav(path: pathlib.Path, job: SpeechJob) -> float:
+    """Makes the file unless it is there. Returns its duration in seconds."""
+    try:
+        return _wav_seconds(path)
+    except (FileNotFoundError, EOFError, wave.Error):  # missing, or cut short when the machine went down
+        _write_bytes(path, wav_bytes(job))
+        return _wav_seconds(path)
+
+
+def _wav_seconds(path: pathlib.Path) -> float:
+    with wave.open(str(path)) as file:
+        return round(file.getnframes() / file.getframerate(), 4)
 
 
 def png_bytes(job: ImageJob) -> bytes:

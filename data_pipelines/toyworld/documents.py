@@ -189,4 +189,7 @@ class _SceneWriter:
                 reply.append(self._image(f"-{suffix}{number}", exchange.scene))
             scenes.append(None if exchange.scene is None else exchange.scene.to_json())
             turns += [("user", [part]), ("assistant", reply)]
-        return self._record(task, task.replace("_", "-"), turns, speech=speech, answers=answers, scenes=scenes)
+        record = self._record(task, task.replace("_", "-"), turns, speech=speech, answers=answers, scenes=scenes)
+        if scenes[0] is not None:  # the first picture, which need not be that of the caption
+            record["meta"]["scene"] = scenes[0]
+        return record

@@ -43,7 +43,9 @@ class Synthesizer:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise SpeechError("speech needs the espeakng-loader package: pip install espeakng-loader") from error
+            raise SpeechError(
+                "speech needs the espeakng-loader package, which the demo extra brings: pip install 'ar_omni_jax[demo]'"
+            ) from error
         self._library_path = espeakng_loader.get_library_path()
         self._data_path = self._short_path(espeakng_loader.get_data_path())
 

@@ -106,22 +106,29 @@ _SHAPE_OF_WORD = {shape: shape for shape in SHAPES} | {plural: shape for shape, 
 def parse_caption(text: str) -> Scene:
     """What a caption says, the inverse of `caption`; never fails, whatever a model wrote.
 
-    Attributes that are not said, and the background, are None. Clauses end at "and", punctuation, or a second shape.
-    A clause without a shape is not an object. Of words that contradict each other the first counts.
+    Attributes that are not said, and the background, are None. Clauses end at "and", at punctuation, and at "a". A
+    clause without a shape is no object; without an "and" between, it belongs to its neighbour. Of words
+    that contradict each other the first counts.
     """
     text = text.lower()
     background = _BACKGROUND.search(text)
-    text = _BACKGROUND.sub(" , ", text)
-    clauses: list[list[str]] = [[]]
-    for word in re.findall(r"[a-z]+|[^\sa-z]", text):
-        if word == "and" or not word.isalpha():
-            clauses.append([])
-        elif word == "a" and any(known in _SHAPE_OF_WORD for known in clauses[-1]):
-            clauses.append([word])
-        else:
-            clauses[-1].append(word)
-    objects = tuple(item for item in map(_parse_clause, clauses) if item.shape)
+    objects = tuple(map(_parse_clause, _clauses(_BACKGROUND.sub(" , ", text))))
     return Scene(objects, background.group(1) if background else None)
+
+
+def _clauses(text: str) -> list[list[str]]:
+    """The words of each clause that names a shape."""
+    clauses: list[list[str]] = []
+    for part in re.split(r"\band\b", text):
+        known: list[list[str]] = [[]]
+        for piece in re.split(r"[^a-z\s]+|\ba\b", part):
+            words = piece.split()
+            if any(word in _SHAPE_OF_WORD for word in words) and any(word in _SHAPE_OF_WORD for word in known[-1]):
+                known.append(words)
+            else:
+                known[-1] += words
+        clauses += [words for words in known if any(word in _SHAPE_OF_WORD for word in words)]
+    return clauses
 
 
 def _parse_clause(words: list[str]) -> SceneObject:

@@ -16,7 +16,7 @@ POSITIONS = (
     "bottom left", "bottom", "bottom right",
 )  # fmt: skip
 
-# sRGB. The closest pair of object colours (orange, yellow) is 85 apart, the closest colour to a background 112.
+# sRGB. The nearest two, orange and yellow, are 86 apart; no colour is nearer than 98 to a background (purple, gray).
 COLORS = {
     "red": (215, 30, 40),
     "green": (30, 150, 60),

@@ -25,9 +25,9 @@ def get_config() -> ConfigDict:
         {
             "ddconfig": {
                 "ch": 16,
-                "ch_mult": [1, 1, 2, 4],
+                "ch_mult": (1, 1, 2, 4),
                 "num_res_blocks": 1,
-                "attn_resolutions": [],
+                "attn_resolutions": (),
                 "z_channels": 64,
                 "resolution": 64,
                 "in_channels": 3,

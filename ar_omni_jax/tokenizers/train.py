@@ -102,7 +102,7 @@ def load_checkpoint(path: str | Path, template: State, config: dict[str, Any]) -
             arrays = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not readable ({error}); delete it to start afresh") from error
-    saved = json.loads(metadata["config"])
+    saved, config = json.loads(metadata["config"]), json.loads(json.dumps(config))  # JSON knows no tuples
     changed = [k for k in sorted(saved.keys() | config.keys()) if saved.get(k) != config.get(k)]
     changed = [key for key in changed if key not in FREE_ON_RESUME]
     if changed:

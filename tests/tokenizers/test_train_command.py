@@ -14,10 +14,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from ar_omni_jax.tokenizers.image import ImageTokenizer
+from ar_omni_jax.tokenizers.image.data import batch_indices
 from ar_omni_jax.tokenizers.train import CheckpointError, Trainer, create_task
 
 ROOT = Path(__file__).parents[2]
 PICTURES = 64
+PATIENCE = 400  # seconds, for a busy machine
 OVERRIDES = {
     "steps": 20,
     "batch_size": 2,
@@ -31,9 +33,9 @@ OVERRIDES = {
     "crop_size": 4,
     "crop_batch_size": 2,
     "codebook_start": 6,
-    "kmeans_images": 4,
+    "kmeans_images": 2,
     "kmeans_iterations": 2,
-    "revive_every": 7,
+    "revive_every": 16,
     "model.n_embed": 8,
     "model.embed_dim": 4,
     "model.ddconfig.ch": 4,
@@ -62,20 +64,29 @@ def _command(data_dir, workdir, **changes):
     ]  # fmt: skip
 
 
-def _start(command):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+def _start(command, cache):
+    """The command as a process; compiled programs are shared between the runs of this file."""
+    caching = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **caching}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes)
 
 
+def _finish(process, code=0):
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code, output
+    return output
+
+
 def _metrics(workdir, split="train"):
     path = Path(workdir) / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    text = path.read_text() if path.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
     return {line["step"]: line for line in lines if line["split"] == split}
 
 
-def _wait_for(condition, process, seconds=240):
-    deadline = time.monotonic() + seconds
+def _wait_for(condition, process):
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline, "the command got nowhere"
@@ -97,83 +108,84 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(pictures, tmp_path_factory):
-    """A run that nobody disturbed: its folder, and the picture first read after the second checkpoint."""
-    workdir, config = tmp_path_factory.mktemp("undisturbed"), _config(pictures)
-    trainer = Trainer(create_task(config), config, workdir, "the command")
-    decode, reads = trainer.task.train_set._decode, []
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
 
-    def recording(index):
-        reads.append((index, 10 in _metrics(workdir)))
-        return decode(index)
 
-    trainer.task.train_set._decode = recording
-    assert trainer.run() == 0
-    return workdir, [index for index, late in reads if late][2]
+@pytest.fixture(scope="module")
+def finished(pictures, cache, tmp_path_factory):
+    """The folder of a run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    _finish(_start(_command(pictures, workdir), cache))
+    return workdir
+
+
+@pytest.fixture
+def late_pipe(pictures):
+    """A named pipe in place of a picture first needed after step 12: it holds a run there, in mid-step."""
+    task = create_task(_config(pictures))
+    for step in range(12):
+        task._batch(step, 0)
+    late = [index for step in (12, 13) for index in batch_indices(PICTURES, 2, step, 0)]
+    picture = pictures / f"{next(index for index in late if not task.train_set._known[index])}.png"
+    data = picture.read_bytes()
+    picture.unlink()
+    os.mkfifo(picture)
+    yield picture, data
+    picture.unlink()
+    picture.write_bytes(data)
 
 
 def test_it_learns_and_exports_a_tokenizer(finished):
-    workdir, _ = finished
-    losses = [line["loss"] for line in _metrics(workdir).values()]
+    losses = [line["loss"] for line in _metrics(finished).values()]
     assert len(losses) == 20 and np.mean(losses[-5:]) < 0.75 * np.mean(losses[:3])
-    tokenizer = ImageTokenizer.load(workdir / "image")
+    tokenizer = ImageTokenizer.load(finished / "image")
     assert (tokenizer.codebook_size, tokenizer.grid) == (8, (4, 4))
-    provenance = json.loads((workdir / "image.json").read_text())["provenance"]
-    assert provenance["step"] == 20 and provenance["command"] == "the command"
-    assert provenance["metrics"]["psnr"] == _metrics(workdir, "eval")[20]["psnr"]
+    provenance = json.loads((finished / "image.json").read_text())["provenance"]
+    assert provenance["step"] == 20 and "--config.data_dir=DATA" in provenance["command"]
+    assert provenance["metrics"]["psnr"] == _metrics(finished, "eval")[20]["psnr"]
     assert "data_dir" not in provenance["config"]
-    sheet = Image.open(workdir / "samples/step_0000020/reconstructions.png")
+    sheet = Image.open(finished / "samples/step_0000020/reconstructions.png")
     assert sheet.size == (8 * 8, 2 * 8)
 
 
-def test_kill_9_and_resume_is_bitwise_the_undisturbed_run(finished, pictures, tmp_path):
-    """A pipe in place of one picture holds the command in the middle of training until it is killed."""
-    undisturbed, late_picture = finished
-    picture = pictures / f"{late_picture}.png"
-    data, workdir = picture.read_bytes(), tmp_path / "run"
-    picture.unlink()
-    os.mkfifo(picture)
-    try:
-        process = _start(_command(pictures, workdir))
-        _wait_for(lambda: 10 in _metrics(workdir, "eval"), process)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        process.stdout.close()
-    finally:
-        picture.unlink()
-        picture.write_bytes(data)
-    reached = max(_metrics(workdir))
-    assert 10 <= reached < 20
-    with open(workdir / "metrics.jsonl", "a") as file:
-        file.write('{"step": 11, "spl')  # as if the kill had cut a line
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_and_resumed_is_bitwise_the_undisturbed_run(
+    number, finished, pictures, cache, late_pipe, tmp_path
+):
+    pipe, data = late_pipe
+    process = _start(_command(pictures, tmp_path), cache)
+    _wait_for(lambda: 12 in _metrics(tmp_path), process)
+    process.send_signal(number)
+    if number == signal.SIGKILL:
+        _finish(process, -number)
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write('{"step": 13, "spl')  # as if the kill had cut a line
+    else:
+        pipe.write_bytes(data)  # lets the step end
+        output = _finish(process, 128 + number)
+        assert "run the same command to go on" in output
+        assert f"saved after step {max(_metrics(tmp_path))}" in output
+    stopped = max(_metrics(tmp_path))
+    assert 12 <= stopped < 20
 
-    config = _config(pictures)
-    assert Trainer(create_task(config), config, workdir).run() == 0
-    assert _metrics(workdir) == _metrics(undisturbed)
-    ours, theirs = (load_file(folder / "checkpoint.safetensors") for folder in (workdir, undisturbed))
+    pipe.unlink()
+    pipe.write_bytes(data)
+    output = _finish(_start(_command(pictures, tmp_path), cache))
+    assert f"resuming after step {10 if number == signal.SIGKILL else stopped}" in output
+    assert _metrics(tmp_path) == _metrics(finished)
+    assert _metrics(tmp_path, "eval") == _metrics(finished, "eval")
+    ours, theirs = (load_file(folder / "checkpoint.safetensors") for folder in (tmp_path, finished))
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-def test_sigterm_saves_and_says_how_to_go_on(pictures, tmp_path):
-    process = _start(_command(pictures, tmp_path, steps=10**6, eval_every=10**6, checkpoint_every=10**6))
-    _wait_for(lambda: 5 in _metrics(tmp_path), process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "run the same command to go on" in output
-    step = max(_metrics(tmp_path))
-    assert f"saved after step {step}" in output
-    config = _config(pictures, steps=step)
-    assert Trainer(create_task(config), config, tmp_path).run() == 0  # resumes at its end: exports only
-    assert json.loads((tmp_path / "image.json").read_text())["provenance"]["step"] == step
-
-
 def test_another_config_does_not_resume(finished, pictures):
     config = _config(pictures, learning_rate=1e-4)
     with pytest.raises(CheckpointError, match="learning_rate: 0.005 then, 0.0001 now"):
-        Trainer(create_task(config), config, finished[0]).run()
+        Trainer(create_task(config), config, finished).run()
 
 
 def test_damaged_checkpoint_is_named(pictures, tmp_path):
@@ -183,10 +195,8 @@ def test_damaged_checkpoint_is_named(pictures, tmp_path):
         Trainer(create_task(config), config, tmp_path).run()
 
 
-def test_missing_data_is_explained(pictures, tmp_path):
-    process = _start(_command(tmp_path / "nowhere", tmp_path / "run"))
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 1
+def test_missing_data_is_explained(cache, tmp_path):
+    output = _finish(_start(_command(tmp_path / "nowhere", tmp_path / "run"), cache), code=1)
     assert output.strip().splitlines()[-1].startswith("error: ") and "train.jsonl does not exist" in output
     assert "Traceback" not in output
 

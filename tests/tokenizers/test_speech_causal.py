@@ -9,6 +9,7 @@ from ar_omni_jax.tokenizers.speech import SpeechTokenizer
 from ar_omni_jax.tokenizers.speech.codec import SpeechCodec
 from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig
 from ar_omni_jax.tokenizers.speech.convolution import Conv, DepthwiseConv, convolve
+from ar_omni_jax.tokenizers.speech.tokenizer import bucket
 
 HOP, LOOKAHEAD = 24, 10
 
@@ -190,3 +191,9 @@ def test_bad_waveforms_are_refused(tokenizer, wav, message):
 def test_no_codes_no_samples(tokenizer):
     assert tokenizer.decode(np.zeros(0, np.int32)).shape == (0,)
     assert tokenizer.encode_batch([]) == []
+
+
+def test_buckets_grow_slowly_and_hold():
+    sizes = sorted({bucket(n) for n in range(1, 2000)})
+    assert sizes == [40, 80, 120, 160, 240, 320, 480, 640, 960, 1280, 1920, 2560]
+    assert all(bucket(n) >= n for n in range(1, 2000))

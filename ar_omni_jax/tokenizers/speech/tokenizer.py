@@ -15,12 +15,12 @@ BATCH_SECONDS = 48  # audio encoded by one call, padding included
 CHUNK = 64  # codes; causal decoding is cut into pieces of powers of two up to this
 
 
-def bucket(frames: int, smallest: int = 40) -> int:
-    """The next of a short list of lengths (steps of a quarter of a power of two), so few programs compile."""
-    if frames <= smallest:
-        return smallest
-    step = max(smallest, 1 << (frames - 1).bit_length() - 3)
-    return -(-frames // step) * step
+def bucket(frames: int) -> int:
+    """The next of 40, 80, 120, 160, 240, 320, 480, 640, ... codes: few programs to compile, little padding."""
+    size = 40
+    while size < frames:
+        size *= 2
+    return size * 3 // 4 if size > 80 and frames <= size * 3 // 4 else size
 
 
 class SpeechTokenizer:
@@ -83,8 +83,8 @@ class SpeechTokenizer:
             groups = self._groups([len(wav) for wav in wavs])
         results: list[np.ndarray | None] = [None] * len(wavs)
         for samples, members in groups.items():
-            rows = max(1, min(BATCH_SECONDS * self.sample_rate // samples, 64))
-            rows = min(rows, 1 << (len(members) - 1).bit_length())
+            rows = max(1, BATCH_SECONDS * self.sample_rate // samples)
+            rows = rows if len(members) > rows // 8 else 1  # two programs a length: one by one, or a full batch
             for start in range(0, len(members), rows):
                 chosen = members[start : start + rows]
                 batch = np.zeros((rows, samples), np.float32)

@@ -154,7 +154,9 @@ class SpeechTask:
         return metrics, samples
 
     def export(self, state: dict, path_prefix: str, provenance: dict) -> None:
-        weights.save(path_prefix, self._codec(state["params"]), provenance)
+        hours = len(self.crops.samples) / self.codec_config.sample_rate / 3600
+        data = {"training_utterances": len(self.crops.ends), "training_hours": round(hours, 2)}
+        weights.save(path_prefix, self._codec(state["params"]), provenance | {"data": data})
 
 
 def _first_utterances(paths: list, count: int, sample_rate: int) -> list[np.ndarray]:

@@ -40,13 +40,13 @@ def spread_choice(
 ) -> np.ndarray:
     """`count` of the points, [count, D], one by one as k-means++ does: probability ~ squared distance.
 
-    `distance_N` holds the squared distances to the codes that exist already.
+    `distance_N` holds the squared distances to the codes that exist already; infinite if there are none.
     """
     distance_N = np.maximum(distance_N.astype(np.float64), 0)
     chosen = []
     for _ in range(count):
         total = distance_N.sum()
-        weights = distance_N / total if total > 0 else None
+        weights = distance_N / total if 0 < total < np.inf else None  # else all points alike
         chosen.append(points_ND[rng.choice(len(points_ND), p=weights)])
         distance_N = np.minimum(distance_N, _squared_distances(points_ND, chosen[-1]))
     return np.stack(chosen)
@@ -54,7 +54,7 @@ def spread_choice(
 
 def k_means(points_ND: np.ndarray, size: int, iterations: int, rng: np.random.Generator) -> np.ndarray:
     """Centres [size, D] of Lloyd's algorithm from a k-means++ start; a centre that wins nothing stays."""
-    centres = spread_choice(points_ND, np.ones(len(points_ND)), size, rng)
+    centres = spread_choice(points_ND, np.full(len(points_ND), np.inf), size, rng)
     assign = jax.jit(nearest_codes)
     for _ in range(iterations):
         codes = np.asarray(assign(points_ND, centres))
@@ -75,7 +75,7 @@ def revive(
         nearest = living[np.asarray(nearest_codes(points_ND, living))]
         distance_N = np.sum(np.square(points_ND - nearest), axis=-1)
     else:
-        distance_N = np.ones(len(points_ND))
+        distance_N = np.full(len(points_ND), np.inf)
     revived = codebook_KD.copy()
     revived[dead_K] = spread_choice(points_ND, distance_N, int(dead_K.sum()), rng)
     return revived

@@ -38,9 +38,7 @@ def mesh_shape(sizes: Mapping[str, int], device_count: int) -> tuple[int, ...]:
         shape[shape.index(-1)] = device_count // known
     elif -1 in shape or known != device_count:
         what = "do not divide" if -1 in shape else f"multiply to {known}, not to"
-        raise MeshError(
-            f"mesh {described}: the sizes {what} the {device_count} devices; change mesh.* in the config"
-        )
+        raise MeshError(f"mesh {described}: the sizes {what} the {device_count} devices; change mesh.* in the config")
     return tuple(shape)
 
 

@@ -53,9 +53,7 @@ class LogicalRules:
             object.__setattr__(self, field.name, axes)
             wrong = [axis for axis in axes if axis not in MESH_AXES]
             if wrong:
-                raise ShardingError(
-                    f"rule {field.name} = {axes}: {wrong} are not mesh axes ({', '.join(MESH_AXES)})"
-                )
+                raise ShardingError(f"rule {field.name} = {axes}: {wrong} are not mesh axes ({', '.join(MESH_AXES)})")
 
     def mesh_axes(self, logical: str | None, where: str = "an array") -> tuple[str, ...]:
         """Mesh axes of a logical axis; () for None; ShardingError for a name without a rule."""
@@ -135,9 +133,7 @@ def follow_parameters(tree, shapes, shardings, mesh: Mesh):
     """
     places = {
         path: (leaf.shape, sharding)
-        for (path, leaf), sharding in zip(
-            jax.tree.leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True
-        )
+        for (path, leaf), sharding in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True)
     }
     replicated = NamedSharding(mesh, PartitionSpec())
 
@@ -168,12 +164,8 @@ def axis_product(axes: tuple[str, ...], mesh: Mesh) -> int:
 def describe(shapes, shardings) -> str:
     """A table of parameters: path, shape, spec, and MiB on each device."""
     lines = []
-    for (path, leaf), sharding in zip(
-        jax.tree.leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True
-    ):
+    for (path, leaf), sharding in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True):
         local = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize / 2**20
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        lines.append(
-            f"{name:<40} {str(tuple(leaf.shape)):<24} {str(tuple(sharding.spec)):<32} {local:10.3f} MiB"
-        )
+        lines.append(f"{name:<40} {str(tuple(leaf.shape)):<24} {str(tuple(sharding.spec)):<32} {local:10.3f} MiB")
     return "\n".join(lines)

@@ -77,13 +77,9 @@ class TokenLosses(NamedTuple):
     log_z: jax.Array
 
 
-def plain_token_losses(
-    hidden_BLD, unembedding_DV, targets_BL, weights_BL, z_loss: float = 0.0
-) -> TokenLosses:
+def plain_token_losses(hidden_BLD, unembedding_DV, targets_BL, weights_BL, z_loss: float = 0.0) -> TokenLosses:
     """The definition, with all logits at once; `token_losses` must equal it in value and gradient."""
-    logits = jnp.matmul(
-        hidden_BLD, unembedding_DV.astype(hidden_BLD.dtype), preferred_element_type=jnp.float32
-    )
+    logits = jnp.matmul(hidden_BLD, unembedding_DV.astype(hidden_BLD.dtype), preferred_element_type=jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     nll = log_z - jnp.take_along_axis(logits, targets_BL[..., None], axis=-1)[..., 0]
     objective = jnp.sum(weights_BL * (nll + z_loss * jnp.square(log_z)))
@@ -138,9 +134,7 @@ def _forward(hidden, unembedding, targets, weights, z_loss, chunk, gradients: bo
         if not gradients:
             return carry, (nll, log_z, jnp.zeros((), hidden.dtype))
         scale = w_BC * (1.0 + 2.0 * z_loss * log_z)
-        d_logits = scale[..., None] * jnp.exp(logits - log_z[..., None]) - jnp.where(
-            hit, w_BC[..., None], 0.0
-        )
+        d_logits = scale[..., None] * jnp.exp(logits - log_z[..., None]) - jnp.where(hit, w_BC[..., None], 0.0)
         d_logits = d_logits.astype(hidden.dtype)
         d_matrix = jnp.einsum("bcd,bcv->dv", h_BCD, d_logits, preferred_element_type=jnp.float32)
         return carry + d_matrix, (nll, log_z, jnp.einsum("bcv,dv->bcd", d_logits, matrix))

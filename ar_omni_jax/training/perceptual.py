@@ -62,9 +62,7 @@ def check_depth(config: LossConfig, frozen: FrozenImageDecoder | None, vocabular
         )
     depths = ("codebook", *frozen.depths)
     if config.perceptual_depth not in depths:
-        raise LossError(
-            f"loss.perceptual_depth = {config.perceptual_depth!r}: must be one of {', '.join(depths)}"
-        )
+        raise LossError(f"loss.perceptual_depth = {config.perceptual_depth!r}: must be one of {', '.join(depths)}")
     if len(frozen.codebook) != vocabulary.image.count:
         raise LossError(
             f"the image codebook has {len(frozen.codebook)} codes, vocabulary {vocabulary.name!r} has "
@@ -86,9 +84,7 @@ def project(projection: Mapping[str, jax.Array], hidden: jax.Array) -> jax.Array
     return out + projection["bias"] if "bias" in projection else out
 
 
-def image_positions(
-    batch: Mapping[str, jax.Array], config: LossConfig, vocabulary: JointVocabulary
-) -> jax.Array:
+def image_positions(batch: Mapping[str, jax.Array], config: LossConfig, vocabulary: JointVocabulary) -> jax.Array:
     """bool [B, L]: T, the positions whose target is an image code of the same document and in scope.
 
     Scope "response" leaves out images that the user gave. The reference's alignment, made for parity, further

@@ -13,7 +13,5 @@ def from_settings(cls, settings, section: str, error):
     known = [field.name for field in dataclasses.fields(cls)]
     unknown = sorted(set(settings) - set(known))
     if unknown:
-        raise error(
-            f"unknown settings {', '.join(f'{section}.{key}' for key in unknown)}; known: {', '.join(known)}"
-        )
+        raise error(f"unknown settings {', '.join(f'{section}.{key}' for key in unknown)}; known: {', '.join(known)}")
     return cls(**settings)

@@ -86,15 +86,15 @@ class Trainer:
         self.jitted_step = jax.jit(
             self._train_step, in_shardings=place, out_shardings=(place[0], place[1]), donate_argnums=0
         )
-        self.jitted_eval = jax.jit(
-            self._eval_step, in_shardings=(place[0].params, *place[1:]), out_shardings=place[1]
-        )
+        self.jitted_eval = jax.jit(self._eval_step, in_shardings=(place[0].params, *place[1:]), out_shardings=place[1])
 
     # -- state ---------------------------------------------------------------------------------------------
     def init(self, seed: int) -> TrainState:
         """A fresh state on the mesh, a function of `seed` alone (not of the mesh)."""
-        with jax.threefry_partitionable(True):
-            return jax.jit(self._make_state, out_shardings=self.state_sharding)(jax.random.key(seed))
+        # On a CPU, optimizing the random generator's code takes longer than drawing slowly, once.
+        quick = {"xla_backend_optimization_level": 0} if self.mesh.devices.flat[0].platform == "cpu" else None
+        make = jax.jit(self._make_state, out_shardings=self.state_sharding, compiler_options=quick)
+        return make(jax.random.key(seed))
 
     def abstract_state(self) -> TrainState:
         """The state as ShapeDtypeStructs with shardings: what to restore a checkpoint into, on any mesh."""

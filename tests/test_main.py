@@ -88,7 +88,7 @@ def records(workdir, kind="train"):
 
 def learning(workdir, kind="train"):
     """Everything that must not depend on interruptions: all but speed."""
-    speed = ("tokens_per_second", "mfu", "input_wait")
+    speed = ("tokens_per_second", "flops_per_second", "mfu", "input_wait")
     return [{k: v for k, v in r.items() if not k.startswith(speed)} for r in records(workdir, kind)]
 
 
@@ -167,7 +167,8 @@ def test_a_second_signal_ends_at_once(tiny, tmp_path):
 def test_changed_settings_on_resume_are_told_or_refused(tiny, whole, tmp_path, capsys):
     """Resumes here, on the 8 devices of the test suite, what one device began."""
     shutil.copytree(whole, tmp_path / "run")
-    assert run_here(tiny, tmp_path / "run", "--config.train.steps=41", "--config.optimizer.peak_lr=0.001") == 0
+    changed = ["--config.optimizer.peak_lr=0.001", "--config.train.eval_every=0"]
+    assert run_here(tiny, tmp_path / "run", "--config.train.steps=41", *changed) == 0
     told = capsys.readouterr().out
     assert "config.optimizer.peak_lr: 0.01 in the checkpoint, 0.001 now" in told
     assert "config.train.steps: 40 in the checkpoint, 41 now" in told
@@ -223,3 +224,19 @@ def test_the_command_needs_neither_tensorflow_nor_torch():
     code = "import sys, ar_omni_jax.main; assert not {'tensorflow', 'torch'} & set(sys.modules)"
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, env=environment)
+
+
+@pytest.mark.slow
+def test_smoke_needs_nothing_but_its_command(tmp_path):
+    """configs/smoke.py in an empty folder: makes toy data, trains with both losses, leaves a model."""
+    command = [sys.executable, "-m", "ar_omni_jax.main", "--config=configs/smoke.py", f"--workdir={tmp_path}"]
+    command += ["--config.train.steps=4", "--config.train.log_every=2", "--config.train.eval_batches=1"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=850)
+    assert run.returncode == 0, run.stderr
+    assert "making a toy data set" in run.stdout
+    last = records(tmp_path)[-1]
+    assert last["step"] == 4
+    assert last["perceptual"] > 0
+    assert {"nll/text", "nll/image", "nll/speech"} <= records(tmp_path, "validation")[-1].keys()
+    assert load_for_inference(tmp_path).step == 4

@@ -130,7 +130,8 @@ class _Training:
             return FINISHED
         self.peak = metrics_lib.peak_flops()
         if self.peak:
-            say(f"MFU = tokens/s x FLOP a token / {self.peak[0]:.3g} FLOP/s ({self.peak[1]})")
+            peak, name = self.peak
+            say(f"MFU = tokens/s x FLOP a token / {peak / 1e12:.0f} TFLOP/s a device ({name}, dense bfloat16)")
         try:
             with _closing(self.run_.open_loader("train", self.loader_step)) as loader:
                 return self._loop(loader)
@@ -306,7 +307,8 @@ def progress_line(step: int, steps: int, values: Mapping, rates: Mapping, second
             if k.startswith("tokens_per_second/") and not k.endswith(("/all", "/marker"))
         )
         parts.append(f"{rates['tokens_per_second/all']:,.0f} tokens/s ({per})")
-        parts += [f"MFU {rates['mfu']:.1%}"] if "mfu" in rates else []
+        useful = f"{rates['flops_per_second'] / 1e9:,.3g} GFLOP/s"
+        parts.append(f"MFU {rates['mfu']:.1%}" if "mfu" in rates else useful)
         parts.append(f"input wait {rates['input_wait']:.0%}")
     parts += [f"{duration(seconds_left)} left"] if seconds_left is not None else []
     return "  ".join(parts)

@@ -7,14 +7,12 @@ line it ends in does not depend on interruptions.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 SUMS = ("nll/", "count/", "nll_task/", "count_task/")
 SUM_NAMES = ("tokens", "weight", "weighted_nll", "perceptual_sum", "perceptual_count", "skipped")
@@ -136,39 +134,26 @@ class Stopwatch:
 
 
 def peak_flops() -> tuple[float, str] | None:
-    """(FLOP/s of one device, how it is known), or None for an accelerator that is not in the table."""
-    device = jax.devices()[0]
-    for kind, peak in PEAK_FLOPS.items():
-        if device.device_kind.startswith(kind):
-            return peak, f"{kind}, dense bfloat16 peak by data sheet"
-    if device.platform != "cpu":
-        return None
-    return _measured_peak(), "this CPU's float32 product of 1024 x 1024 matrices, measured"
+    """(FLOP/s of one device, the table's name for it), or None for a device that is not in the table.
 
-
-def _measured_peak(size: int = 1024, repeats: int = 5) -> float:
-    x = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    product(x, x).block_until_ready()
-    best = math.inf
-    for _ in range(repeats):
-        start = time.perf_counter()
-        product(x, x).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    # Fake devices share the machine: each has its part of it.
-    return 2 * size**3 / best / len(jax.local_devices())
+    A CPU is not: what it could do is nobody's data sheet, and on a shared machine no measurement of it holds.
+    """
+    kind = jax.devices()[0].device_kind
+    return next(((peak, name) for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
 
 
 def speed(window: Window, watch: Stopwatch, flops_per_token: float, peak: float | None) -> dict[str, float]:
-    """tokens/s in all and by modality, MFU and the share of time spent waiting for input.
+    """tokens/s in all and by modality, useful FLOP/s, MFU and the share of time spent waiting for input.
 
-    MFU = tokens/s x FLOP a token / (devices x peak): tokens without padding, FLOP without recomputation.
+    Useful FLOP/s = tokens/s x FLOP a token, tokens without padding, FLOP without recomputation.
+    MFU = useful FLOP/s / (devices x peak); left out where the peak is not known.
     """
     rates = {name: tokens / watch.seconds for name, tokens in window.tokens.items()}
     out = {f"tokens_per_second/{name}": rate for name, rate in rates.items()}
+    out["flops_per_second"] = rates["all"] * flops_per_token
     out["input_wait"] = min(watch.input_wait / watch.seconds, 1.0)
     if peak:
-        out["mfu"] = rates["all"] * flops_per_token / (peak * jax.device_count())
+        out["mfu"] = out["flops_per_second"] / (peak * jax.device_count())
     return out
 
 

@@ -140,7 +140,7 @@ def test_trains_logs_and_saves_on_schedule(tmp_path):
     assert steps_in(tmp_path / "checkpoints") == [10, 15, 20]
     last = lines(tmp_path)[-1]
     assert last["nll/text"] == pytest.approx(last["weighted_nll"])
-    assert {"tokens_per_second/all", "tokens_per_second/text", "mfu", "input_wait"} <= last.keys()
+    assert {"tokens_per_second/all", "tokens_per_second/text", "flops_per_second", "input_wait"} <= last.keys()
 
 
 def test_the_jsonl_line_is_the_mean_of_its_steps(tmp_path):

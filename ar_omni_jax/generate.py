@@ -1,7 +1,7 @@
 """Asks a checkpoint one thing and writes what it answers as text, PNG and WAV.
 
 python -m ar_omni_jax.generate --checkpoint=runs/toyworld/train --task=t2i --text="a large red circle at the top left"
-python -m ar_omni_jax.generate --checkpoint=runs/toyworld/train --task=tts --text="a small blue star in the center"
+python -m ar_omni_jax.generate --checkpoint=runs/toyworld/train --task=tts --text="a small blue cross in the center"
 python -m ar_omni_jax.generate --checkpoint=runs/toyworld/train --task=asr --speech=question.wav
 python -m ar_omni_jax.generate --checkpoint=runs/toyworld/train --task=caption --image=picture.png
 python -m ar_omni_jax.generate --checkpoint=runs/toyworld/train --task=chat_image --speech=request.wav

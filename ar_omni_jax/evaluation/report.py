@@ -147,9 +147,9 @@ def machine() -> dict:
 def build(run: Path, output: Path, samples: int) -> dict:
     """Writes index.html, losses.png, samples/ and report.json under `output`; returns the report's data."""
     import jinja2
-    from data_pipelines.unigram import unigram_nll
 
     from ar_omni_jax.evaluation import toy_tasks
+    from data_pipelines.unigram import unigram_nll
 
     train, validation = read_metrics(run / "train" / "metrics.jsonl")
     evaluation = read_evaluation(run / "evaluation" / "evaluation.json")

@@ -23,7 +23,8 @@ from ar_omni_jax.tokenizers.image.config import VQGANConfig
 from ar_omni_jax.tokenizers.image.data import ImageSet, batch_indices, busiest_crops, list_images
 from ar_omni_jax.tokenizers.image.model import VQGAN
 from ar_omni_jax.tokenizers.image.preprocess import encode_png, to_uint8
-from ar_omni_jax.tokenizers.image.weights import save_tokenizer
+from ar_omni_jax.tokenizers.image.scale import with_unit_codebook
+from ar_omni_jax.tokenizers.image.weights import published_state, save_weights
 
 State = dict[str, Any]
 CROP_TRIES = 4
@@ -225,7 +226,8 @@ class ImageTask:
         return metrics, {"reconstructions.png": encode_png(_contact_sheet(*sheet))}
 
     def export(self, state: State, path_prefix: str, provenance: dict[str, Any]) -> None:
-        save_tokenizer(path_prefix, self.model_config, state["params"], provenance)
+        weights = with_unit_codebook(published_state(state["params"]))
+        save_weights(path_prefix, self.model_config, weights, provenance)
 
 
 def _with_codebook(params: nnx.State, book_KD: jax.Array) -> nnx.State:

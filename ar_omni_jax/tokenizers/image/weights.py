@@ -97,12 +97,18 @@ def weights_identity(config: VQGANConfig, weights: Mapping[str, np.ndarray]) -> 
 def save_tokenizer(
     path_prefix: str, config: VQGANConfig, params: nnx.State, provenance: dict[str, Any]
 ) -> None:
+    """Writes the model's parameters as PREFIX.safetensors and PREFIX.json, see `save_weights`."""
+    save_weights(path_prefix, config, published_state(params), provenance)
+
+
+def save_weights(
+    path_prefix: str, config: VQGANConfig, weights: Mapping[str, np.ndarray], provenance: dict[str, Any]
+) -> None:
     """Writes PREFIX.safetensors (published keys) and PREFIX.json (format, config, identity, provenance)."""
-    weights = published_state(params)
     identity = weights_identity(config, weights)
     description = {"format": FORMAT, "identity": identity, **config.to_dict(), "provenance": provenance}
     replace_file(
-        f"{path_prefix}.safetensors", save(weights, metadata={"format": FORMAT, "identity": identity})
+        f"{path_prefix}.safetensors", save(dict(weights), metadata={"format": FORMAT, "identity": identity})
     )
     replace_file(f"{path_prefix}.json", (json.dumps(description, indent=1) + "\n").encode())
 

@@ -12,7 +12,7 @@ import json
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "Directory of a training run or of one checkpoint.", required=True)
@@ -71,6 +71,8 @@ def main(argv):
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     from ar_omni_jax.evaluation import toy_tasks
     from ar_omni_jax.predictor import Predictor
+
+    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
 
     manifest = Path(FLAGS.data)
     if not manifest.is_file():

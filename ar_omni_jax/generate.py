@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
 
@@ -57,6 +57,8 @@ def main(argv):
         raise app.UsageError(f"unexpected arguments {argv[1:]}; quote --text")
     document = request()
     from ar_omni_jax.predictor import Predictor
+
+    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
 
     predictor = Predictor.load(FLAGS.checkpoint, FLAGS.step)
     response = predictor.respond([document], seeds=[FLAGS.seed])[0]

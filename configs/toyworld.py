@@ -14,12 +14,12 @@ def get_config(arg: str = ""):
     if arg:
         raise ValueError(f"unknown variant {arg!r}; there is none")
     config = base_config()
-    config.model.update(num_layers=6, d_model=256, num_heads=8, num_kv_heads=8, head_dim=32, d_ff=512)
+    config.model.update(num_layers=4, d_model=256, num_heads=8, num_kv_heads=8, head_dim=32, d_ff=512)
     config.model.update(max_length=1024)
     config.model.attention = "rowwise"  # fastest on one CPU; "blocked" on several devices
-    config.data.update(length=512, batch_size=8)
+    config.data.update(length=512, batch_size=4)
     config.loss.update(perceptual_weight=0.01, z_loss=1e-5)
-    config.optimizer.update(peak_lr=2e-3, b2=0.98, weight_decay=0.05)
-    config.train.update(steps=1500, log_every=20, eval_every=250, eval_batches=8, checkpoint_every=250)
-    config.train.update(sample_every=500)
+    config.optimizer.update(peak_lr=3e-3, b2=0.98, weight_decay=0.05)
+    config.train.update(steps=2200, log_every=20, eval_every=275, eval_batches=16, checkpoint_every=275)
+    config.train.update(sample_every=1100)
     return config

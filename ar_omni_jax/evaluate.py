@@ -8,45 +8,74 @@ own error on the files themselves; writes evaluation.json (every number and ever
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import logging
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "Directory of a training run or of one checkpoint.", required=True)
-flags.DEFINE_string("data", None, "Manifest of held-out documents (JSONL).", required=True)
-flags.DEFINE_enum("task", "all", ["all", "caption", "t2i", "asr", "tts"], "What to score.")
-flags.DEFINE_integer("limit", 64, "Documents per task.", lower_bound=1)
-flags.DEFINE_integer("batch", 16, "Prompts decoded together.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Seed of sampled answers.")
-flags.DEFINE_string("output", None, "Where results go (default: CHECKPOINT/evaluation).")
-flags.DEFINE_integer("max_text", 48, "Longest text answer, in tokens.", lower_bound=1)
-flags.DEFINE_float("max_seconds", 6.0, "Longest spoken answer.", lower_bound=0.1)
-flags.DEFINE_bool("baselines", True, "Also score the untrained model, the tokenizers and the files themselves.")
-flags.DEFINE_bool("recognizer", True, "Judge speech with pocketsphinx (needs the [demo] extra).")
+from ar_omni_jax.checkpoint import CheckpointError
+from ar_omni_jax.decoding.generate import GenerationError
+from ar_omni_jax.documents import DocumentError
+from ar_omni_jax.evaluation import toy_tasks
+from ar_omni_jax.evaluation.recognizer import Recognizer, RecognizerError
+from ar_omni_jax.tokenizers.files import replace_file
+from ar_omni_jax.tokenizers.text import TokenizerError
+from ar_omni_jax.vocabulary import VocabularyError
 
 
-def make_recognizer():
-    """float32 [T] at 16 kHz -> words; None when switched off."""
-    if not FLAGS.recognizer:
-        return None
-    from ar_omni_jax.evaluation.recognizer import Recognizer
-
-    return Recognizer().transcribe
+class EvaluationError(ValueError):
+    """The evaluation cannot start; the message says what is missing and how to make it."""
 
 
-def model_system(predictor, batch: int, seed: int):
+# What a person can mend: told in one line. Anything else is a fault of the program and keeps its traceback.
+FOR_PEOPLE = (
+    *(EvaluationError, CheckpointError, GenerationError, DocumentError, RecognizerError),
+    *(TokenizerError, VocabularyError, OSError),
+)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ar_omni_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="directory of a training run or of one checkpoint")
+    add("--data", required=True, type=Path, help="manifest of held-out documents (JSONL)")
+    add("--task", default="all", choices=("all", *toy_tasks.JUDGED_TASKS), help="what to score")
+    add("--limit", type=int, default=64, help="documents a task")
+    add("--batch", type=int, default=16, help="prompts decoded together")
+    add("--seed", type=int, default=0, help="of sampled answers")
+    add("--output", type=Path, help="where results go (default: CHECKPOINT/evaluation)")
+    add("--max_text", type=int, default=48, help="longest text answer, in tokens")
+    add("--max_seconds", type=float, default=6.0, help="longest spoken answer")
+    add("--no_baselines", action="store_true", help="the trained model alone")
+    add("--no_recognizer", action="store_true", help="do not judge speech (pocketsphinx is in the [demo] extra)")
+    options = parser.parse_args(arguments)
+    for name in ("limit", "batch", "max_text", "max_seconds"):
+        if getattr(options, name) <= 0:
+            parser.error(f"--{name} must be positive")
+    return options
+
+
+def model_system(predictor, options: argparse.Namespace):
     """The model as a system: answers in batches of one size, one seed a document."""
     speech = predictor.tokenizers.speech
-    budgets = {"text": FLAGS.max_text, "speech": round(FLAGS.max_seconds * speech.sample_rate / speech.hop_length)}
+    longest = round(options.max_seconds * speech.sample_rate / speech.hop_length)
+    budgets = {"text": options.max_text, "speech": longest}
 
     def answer(task, documents):
         out = []
-        for start in range(0, len(documents), batch):
-            rows = list(documents[start : start + batch])
-            seeds = [seed + start + k for k in range(len(rows))]
+        for start in range(0, len(documents), options.batch):
+            rows = list(documents[start : start + options.batch])
+            seeds = [options.seed + start + k for k in range(len(rows))]
             out.extend(predictor.respond(rows, seeds=seeds, budgets=budgets))
             print(f"  {task}: {len(out)}/{len(documents)}", flush=True)
         return out
@@ -54,40 +83,34 @@ def model_system(predictor, batch: int, seed: int):
     return answer
 
 
-def systems_of(predictor, root: Path) -> dict:
+def systems_of(predictor, root: Path, options: argparse.Namespace) -> dict:
     """Name -> system, in the order of the table."""
-    from ar_omni_jax.evaluation import toy_tasks
 
-    systems = {"trained model": model_system(predictor, FLAGS.batch, FLAGS.seed)}
-    if FLAGS.baselines:
-        systems["untrained model"] = model_system(predictor.untrained(), FLAGS.batch, FLAGS.seed)
+    systems = {"trained model": model_system(predictor, options)}
+    if not options.no_baselines:
+        systems["untrained model"] = model_system(predictor.untrained(), options)
         systems["tokenizers' ceiling"] = toy_tasks.ceiling_system(predictor.tokenizers, predictor.template, root)
         systems["judges on the files"] = toy_tasks.truth_system(root)
     return systems
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    from ar_omni_jax.evaluation import toy_tasks
+def evaluate(options: argparse.Namespace) -> str:
+    """Scores, writes everything under the output folder and returns the table."""
     from ar_omni_jax.predictor import Predictor
 
-    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
-
-    manifest = Path(FLAGS.data)
-    if not manifest.is_file():
-        raise app.UsageError(
-            f"--data={manifest} does not exist; make it with python -m data_pipelines.toyworld --output=DIR"
+    if not options.data.is_file():
+        raise EvaluationError(
+            f"--data={options.data} does not exist; make it with python -m data_pipelines.toyworld --output=DIR"
         )
-    predictor = Predictor.load(FLAGS.checkpoint)
-    predictor.root = manifest.parent
-    tasks = toy_tasks.JUDGED_TASKS if FLAGS.task == "all" else (FLAGS.task,)
-    documents = toy_tasks.load_documents(manifest, FLAGS.limit, tasks)
-    recognize = make_recognizer()
-    output = Path(FLAGS.output or Path(FLAGS.checkpoint) / "evaluation")
-    output.mkdir(parents=True, exist_ok=True)
+    recognize = None if options.no_recognizer else Recognizer().transcribe
+    predictor = Predictor.load(options.checkpoint)
+    predictor.root = options.data.parent
+    documents = toy_tasks.load_documents(
+        options.data, options.limit, TASKS if options.task == "all" else (options.task,)
+    )
+    output = options.output or Path(options.checkpoint) / "evaluation"
     results, seconds = {}, {}
-    for name, system in systems_of(predictor, manifest.parent).items():
+    for name, system in systems_of(predictor, options.data.parent, options).items():
         print(f"==> {name}", flush=True)
         started = time.perf_counter()
         results[name], responses = toy_tasks.judge(system, documents, recognize)
@@ -96,20 +119,33 @@ def main(argv):
             for task, rows in responses.items():
                 for k, response in enumerate(rows):
                     response.save(output / task, f"{k:03d}", predictor.sample_rate)
-    text = toy_tasks.table(results)
     record = {
-        "checkpoint": str(FLAGS.checkpoint),
+        "checkpoint": str(options.checkpoint),
         "step": predictor.step,
-        "data": str(manifest),
+        "data": str(options.data),
         "documents": {task: len(rows) for task, rows in documents.items()},
-        "seed": FLAGS.seed,
+        "seed": options.seed,
         "seconds": seconds,
         "systems": {name: {t: r.to_dict() for t, r in rows.items()} for name, rows in results.items()},
     }
-    (output / "evaluation.json").write_text(json.dumps(record, indent=1) + "\n")
-    (output / "evaluation.md").write_text(text + "\n")
-    print(f"\n{text}\n\nWritten: {output}/evaluation.json, evaluation.md and the answers by task")
+    text = toy_tasks.table(results)
+    output.mkdir(parents=True, exist_ok=True)
+    replace_file(output / "evaluation.md", (text + "\n").encode())
+    replace_file(output / "evaluation.json", (json.dumps(record, indent=1) + "\n").encode())
+    return f"\n{text}\n\nWritten: {output}/evaluation.json, evaluation.md and the answers by task"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    options = parse_arguments(arguments)
+    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
+    try:
+        print(evaluate(options))
+    except FOR_PEOPLE as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -9,11 +9,21 @@ python -m ar_omni_jax.generate --checkpoint=runs/toyworld/train --task=chat_imag
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import logging
 
-FLAGS = flags.FLAGS
+from ar_omni_jax.checkpoint import CheckpointError
+from ar_omni_jax.decoding.generate import GenerationError
+from ar_omni_jax.documents import Document, DocumentError
+from ar_omni_jax.tokenizers.text import TokenizerError
+from ar_omni_jax.vocabulary import VocabularyError
+
+# What a person can mend: told in one line. Anything else is a fault of the program and keeps its traceback.
+FOR_PEOPLE = (CheckpointError, GenerationError, DocumentError, TokenizerError, VocabularyError, OSError)
 
 # What a request of each task has to bring; a chat brings at least one of them.
 NEEDS = {
@@ -26,51 +36,64 @@ NEEDS = {
     "text": set(),
 }
 
-flags.DEFINE_string("checkpoint", None, "Directory of a training run.", required=True)
-flags.DEFINE_enum("task", None, sorted(NEEDS), "What to do.", required=True)
-flags.DEFINE_string("text", None, "The text of the request.")
-flags.DEFINE_string("image", None, "An image file (PNG, JPEG, WebP …).")
-flags.DEFINE_string("speech", None, "A sound file (WAV, FLAC …).")
-flags.DEFINE_string("output", "generated", "Directory for the answer.")
-flags.DEFINE_string("name", None, "Base name of the files (default: the task).")
-flags.DEFINE_integer("seed", 0, "Seed of what is sampled; greedy tasks do not depend on it.")
-flags.DEFINE_integer("step", None, "Checkpoint step (default: the newest).")
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; a part that is missing or does not belong to the task is a usage error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ar_omni_jax.generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="directory of a training run")
+    add("--task", required=True, choices=sorted(NEEDS), help="what to do")
+    add("--text", help="the text of the request")
+    add("--image", help="an image file (PNG, JPEG, WebP ...)")
+    add("--speech", help="a sound file (WAV, FLAC ...)")
+    add("--output", type=Path, default=Path("generated"), help="directory for the answer")
+    add("--name", help="base name of the files (default: the task)")
+    add("--seed", type=int, default=0, help="of what is sampled; greedy tasks do not depend on it")
+    add("--step", type=int, help="checkpoint step (default: the newest)")
+    options = parser.parse_args(arguments)
+    given = {name for name in ("text", "image", "speech") if getattr(options, name) is not None}
+    if given != NEEDS[options.task]:
+        wanted = ", ".join(f"--{n}" for n in sorted(NEEDS[options.task])) or "no text, image or speech"
+        parser.error(f"--task={options.task} takes {wanted}; got {', '.join(sorted(given)) or 'nothing'}")
+    for name in given - {"text"}:
+        if not Path(getattr(options, name)).is_file():
+            parser.error(f"--{name}={getattr(options, name)} is not a file")
+    return options
 
 
-def request():
-    """The Document that the flags describe; UsageError when a part is missing or does not belong to the task."""
+def request(options: argparse.Namespace) -> Document:
+    """The Document that the command line describes."""
     from ar_omni_jax.inference import user_document
 
-    given = {name for name in ("text", "image", "speech") if getattr(FLAGS, name) is not None}
-    needed = NEEDS[FLAGS.task]
-    if given != needed:
-        wanted = ", ".join(f"--{n}" for n in sorted(needed)) or "no text, image or speech"
-        raise app.UsageError(f"--task={FLAGS.task} takes {wanted}; got {', '.join(sorted(given)) or 'nothing'}")
-    for name in given - {"text"}:
-        if not Path(getattr(FLAGS, name)).is_file():
-            raise app.UsageError(f"--{name}={getattr(FLAGS, name)} is not a file")
-    return user_document(FLAGS.task, text=FLAGS.text, image=FLAGS.image, speech=FLAGS.speech)
+    return user_document(options.task, text=options.text, image=options.image, speech=options.speech)
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; quote --text")
-    document = request()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    options = parse_arguments(arguments)
+    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
     from ar_omni_jax.predictor import Predictor
 
-    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
-
-    predictor = Predictor.load(FLAGS.checkpoint, FLAGS.step)
-    response = predictor.respond([document], seeds=[FLAGS.seed])[0]
-    output = Path(FLAGS.output)
-    record = response.save(output, FLAGS.name or FLAGS.task, predictor.sample_rate)
-    if response.text:
-        print(response.text)
+    try:
+        predictor = Predictor.load(options.checkpoint, options.step)
+        answer = predictor.respond([request(options)], seeds=[options.seed])[0]
+        record = answer.save(options.output, options.name or options.task, predictor.sample_rate)
+    except FOR_PEOPLE as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if answer.text:
+        print(answer.text)
     for name in record["files"]:
-        print(f"wrote {output / name}")
-    for problem in response.problems:
+        print(f"wrote {options.output / name}")
+    for problem in answer.problems:
         print(f"note: {problem}")
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -8,18 +8,16 @@ nothing but the baseline. Every number on the page stands in report.json too.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
-
-FLAGS = flags.FLAGS
-flags.DEFINE_string("run", None, "The run's directory (WORKDIR of launch/run_local.sh).", required=True)
-flags.DEFINE_string("output", None, "Where the page goes (default: RUN/report).")
-flags.DEFINE_integer("samples", 6, "Samples a task on the page.")
+from data_pipelines.schema import SchemaError
 
 MODALITIES = ("text", "image", "speech")
 
@@ -177,19 +175,29 @@ def build(run: Path, output: Path, samples: int) -> dict:
     return data
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    run = Path(FLAGS.run)
-    output = Path(FLAGS.output or run / "report")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ar_omni_jax.evaluation.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", required=True, type=Path, help="the run's directory (WORKDIR of launch/run_local.sh)")
+    parser.add_argument("--output", type=Path, help="where the page goes (default: RUN/report)")
+    parser.add_argument("--samples", type=int, default=6, help="samples a task on the page")
+    options = parser.parse_args(arguments)
+    output = options.output or options.run / "report"
     try:
-        data = build(run, output, FLAGS.samples)
-    except ReportError as error:
-        raise SystemExit(f"report: {error}") from None
+        data = build(options.run, output, options.samples)
+    except (ReportError, SchemaError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     for row in data["losses"]:
         print(f"held-out {row['modality']:7s} {row['last']:.3f} nats a token (unigram {row['unigram']:.3f})")
     print(f"wrote {output / 'index.html'}")
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -22,6 +22,7 @@ from ar_omni_jax.decoding.generate import GenerationError
 from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.evaluation import toy_tasks
 from ar_omni_jax.evaluation.recognizer import Recognizer, RecognizerError
+from ar_omni_jax.predictor import Predictor
 from ar_omni_jax.tokenizers.files import replace_file
 from ar_omni_jax.tokenizers.text import TokenizerError
 from ar_omni_jax.vocabulary import VocabularyError
@@ -85,7 +86,6 @@ def model_system(predictor, options: argparse.Namespace):
 
 def systems_of(predictor, root: Path, options: argparse.Namespace) -> dict:
     """Name -> system, in the order of the table."""
-
     systems = {"trained model": model_system(predictor, options)}
     if not options.no_baselines:
         systems["untrained model"] = model_system(predictor.untrained(), options)
@@ -96,8 +96,6 @@ def systems_of(predictor, root: Path, options: argparse.Namespace) -> dict:
 
 def evaluate(options: argparse.Namespace) -> str:
     """Scores, writes everything under the output folder and returns the table."""
-    from ar_omni_jax.predictor import Predictor
-
     if not options.data.is_file():
         raise EvaluationError(
             f"--data={options.data} does not exist; make it with python -m data_pipelines.toyworld --output=DIR"
@@ -105,9 +103,8 @@ def evaluate(options: argparse.Namespace) -> str:
     recognize = None if options.no_recognizer else Recognizer().transcribe
     predictor = Predictor.load(options.checkpoint)
     predictor.root = options.data.parent
-    documents = toy_tasks.load_documents(
-        options.data, options.limit, TASKS if options.task == "all" else (options.task,)
-    )
+    tasks = toy_tasks.JUDGED_TASKS if options.task == "all" else (options.task,)
+    documents = toy_tasks.load_documents(options.data, options.limit, tasks)
     output = options.output or Path(options.checkpoint) / "evaluation"
     results, seconds = {}, {}
     for name, system in systems_of(predictor, options.data.parent, options).items():

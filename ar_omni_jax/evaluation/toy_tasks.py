@@ -117,7 +117,7 @@ def _example(task: str, document: Document, response: Answer, recognize) -> dict
         heard = response.text
         if task == "tts":
             heard = recognize(response.speech[0]) if response.speech else ""
-            record |= {"answer": heard, "seconds": sum(map(len, response.speech)) and len(response.speech[0])}
+            record |= {"answer": heard, "samples": len(response.speech[0]) if response.speech else 0}
         edits, words = wer.edit_counts(record["truth"], heard)
         record |= {"edits": edits, "words": words}
     return record

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,7 +83,9 @@ class StopSignal:
         self.number = number
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        say(f"{signal.Signals(number).name}: finishing this step and saving (again to quit at once)")
+        text = f"{signal.Signals(number).name}: finishing this step and saving (again to quit at once)\n"
+        if jax.process_index() == 0:  # not `print`: it is not reentrant, and the signal may have come inside one
+            os.write(1, text.encode())
 
     def agreed(self, step: int, every: int) -> bool:
         """Whether to stop after `step`; several processes ask each other, at every `every`-th step only."""

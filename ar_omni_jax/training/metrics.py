@@ -87,6 +87,12 @@ class Window:
         counts = {k.removeprefix("count/"): v for k, v in self._totals.items() if k.startswith("count/")}
         return {"all": self._totals.get("tokens", 0.0)} | counts
 
+    @property
+    def task_tokens(self) -> dict[str, float]:
+        """Targets of the window by task, of the tasks that it had."""
+        self._fetch()
+        return {k.removeprefix("count_task/"): v for k, v in self._totals.items() if k.startswith("count_task/") and v}
+
     def means(self) -> dict[str, float]:
         """Everything for a log line: `means_of_sums` and the averages over good steps."""
         self._fetch()
@@ -143,13 +149,14 @@ def peak_flops() -> tuple[float, str] | None:
 
 
 def speed(window: Window, watch: Stopwatch, flops_per_token: float, peak: float | None) -> dict[str, float]:
-    """tokens/s in all and by modality, useful FLOP/s, MFU and the share of time spent waiting for input.
+    """tokens/s in all, by modality and by task, useful FLOP/s, MFU and the share of time spent waiting for input.
 
     Useful FLOP/s = tokens/s x FLOP a token, tokens without padding, FLOP without recomputation.
     MFU = useful FLOP/s / (devices x peak); left out where the peak is not known.
     """
     rates = {name: tokens / watch.seconds for name, tokens in window.tokens.items()}
     out = {f"tokens_per_second/{name}": rate for name, rate in rates.items()}
+    out |= {f"tokens_per_second_task/{name}": n / watch.seconds for name, n in window.task_tokens.items()}
     out["flops_per_second"] = rates["all"] * flops_per_token
     out["input_wait"] = min(watch.input_wait / watch.seconds, 1.0)
     if peak:

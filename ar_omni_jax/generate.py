@@ -25,7 +25,7 @@ from ar_omni_jax.vocabulary import VocabularyError
 # What a person can mend: told in one line. Anything else is a fault of the program and keeps its traceback.
 FOR_PEOPLE = (CheckpointError, GenerationError, DocumentError, TokenizerError, VocabularyError, OSError)
 
-# What a request of each task has to bring; a chat brings at least one of them.
+# What a request of each task has to bring.
 NEEDS = {
     "t2i": {"text"},
     "tts": {"text"},

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ar_omni_jax.documents import Document, document_from_json
+from ar_omni_jax.documents import Document, DocumentError, document_from_json
 from ar_omni_jax.evaluation import toy_judges, wer
 from ar_omni_jax.inference import Answer, answer_tokens, detokenize
 from ar_omni_jax.tokenizers.bundle import Tokenizers
@@ -45,14 +45,25 @@ class TaskResult:
 
 
 def load_documents(manifest: Path, limit: int, tasks: Sequence[str] = JUDGED_TASKS) -> dict[str, list[Document]]:
-    """The first `limit` documents of each task, in file order; fewer when the file has fewer."""
+    """The first `limit` documents of each task, in file order; fewer when the file has fewer.
+
+    Raises DocumentError, with file and line, for a line that cannot be read or judged, and when no line is of `tasks`.
+    """
     found: dict[str, list[Document]] = {task: [] for task in tasks}
     with open(manifest, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            record = json.loads(line)
-            rows = found.get(record.get("task"))
+            where = f"{manifest}: line {number}"
+            try:
+                record = json.loads(line) if line.strip() else {}
+                rows = found.get(record.get("task"))
+            except (ValueError, AttributeError) as e:
+                raise DocumentError(f"{where}: must be one JSON object ({e})") from e
             if rows is not None and len(rows) < limit:
-                rows.append(document_from_json(record, where=f"{manifest}:{number}"))
+                rows.append(document_from_json(record, where=where))
+                if rows[-1].task in ("caption", "t2i") and "scene" not in rows[-1].meta:
+                    raise DocumentError(f"{where}: meta.scene is missing; only the toy world's pictures can be judged")
+    if not any(found.values()):
+        raise DocumentError(f"{manifest}: no document of task {', '.join(tasks)}; give a toy world's test.jsonl")
     return found
 
 

@@ -31,8 +31,7 @@ def test_scenes_survive_encoding_and_decoding(tokenizer):
     decoded = tokenizer.decode(codes)
     assert decoded.dtype == np.uint8 and decoded.shape == (len(scenes), 64, 64, 3)
     scores = mean_score([score_image(picture, scene) for picture, scene in zip(decoded, scenes, strict=True)])
-    assert min(scores[name] for name in ("shapes", "colors", "positions")) >= 0.97
-    assert scores["attributes"] >= 0.98
+    assert min(scores[name] for name in ("shapes", "colors", "positions")) >= 0.98
 
 
 def test_shipped_pictures_come_back(tokenizer):

@@ -228,6 +228,7 @@ def read_description(path: str | Path) -> Description:
             fields = ocp.load_checkpointables(path, {DESCRIPTION: None})[DESCRIPTION]
         version = fields["schema_version"]
     except Exception as error:
+        _reraise_when_memory_is_short(error)
         raise CorruptCheckpointError(f"checkpoint {path}: the description is unreadable ({_short(error)}).") from error
     if version != SCHEMA_VERSION:
         raise CheckpointError(
@@ -257,6 +258,7 @@ def stored_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
             metadata = ocp.checkpointables_metadata(path).metadata[STATE]
         return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in metadata.items()}
     except Exception as error:
+        _reraise_when_memory_is_short(error)
         raise CorruptCheckpointError(
             f"checkpoint {path}: the list of arrays is unreadable ({_short(error)})."
         ) from error
@@ -285,12 +287,22 @@ def _read_leaves(path: Path, wanted: Mapping[str, Any], description: Description
         with _context():
             loaded = ocp.load_checkpointables(path, {STATE: abstract})[STATE]
     except Exception as error:
+        _reraise_when_memory_is_short(error)
         raise CorruptCheckpointError(f"checkpoint {path}: the arrays are unreadable ({_short(error)}).") from error
     leaves = {name: loaded[name] for name in wanted}
     bad = [name for name, value in checksums(leaves).items() if value != description.checksums.get(name)]
     if bad:
         raise CorruptCheckpointError(f"checkpoint {path}: the contents of {', '.join(bad[:5])} have changed on disk.")
     return leaves
+
+
+def _reraise_when_memory_is_short(error: BaseException | None) -> None:
+    """A machine without memory says nothing about the files: such an error must not set a good checkpoint aside."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause):
+            raise error
+        cause = cause.__cause__
 
 
 def _short(error: BaseException) -> str:

@@ -2,8 +2,9 @@
 
   python -m ar_omni_jax.evaluate --checkpoint=runs/toyworld/train --task=all --data=runs/toyworld/toy/test.jsonl
 
-Prints a table of the trained model beside an untrained one of the same shape, the tokenizers' ceiling and the judges'
-own error on the files themselves; writes evaluation.json (every number and every example) and the generated files.
+Prints a table of the trained model beside an untrained one of the same shape, chance (another document's true answer),
+the tokenizers' ceiling and the judges' own error on the files themselves; writes evaluation.json (every number and
+every example) and the generated files.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from ar_omni_jax.decoding.generate import GenerationError
 from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.evaluation import toy_tasks
 from ar_omni_jax.evaluation.recognizer import Recognizer, RecognizerError
+from ar_omni_jax.files import replace_file
 from ar_omni_jax.predictor import Predictor
-from ar_omni_jax.tokenizers.files import replace_file
 from ar_omni_jax.tokenizers.text import TokenizerError
 from ar_omni_jax.vocabulary import VocabularyError
 
@@ -89,6 +90,7 @@ def systems_of(predictor, root: Path, options: argparse.Namespace) -> dict:
     systems = {"trained model": model_system(predictor, options)}
     if not options.no_baselines:
         systems["untrained model"] = model_system(predictor.untrained(), options)
+        systems["another document's answer"] = toy_tasks.chance_system(root)
         systems["tokenizers' ceiling"] = toy_tasks.ceiling_system(predictor.tokenizers, predictor.template, root)
         systems["judges on the files"] = toy_tasks.truth_system(root)
     return systems
@@ -100,12 +102,14 @@ def evaluate(options: argparse.Namespace) -> str:
         raise EvaluationError(
             f"--data={options.data} does not exist; make it with python -m data_pipelines.toyworld --output=DIR"
         )
-    recognize = None if options.no_recognizer else Recognizer().transcribe
+    recognizer = None if options.no_recognizer else Recognizer()
     predictor = Predictor.load(options.checkpoint)
     predictor.root = options.data.parent
     tasks = toy_tasks.JUDGED_TASKS if options.task == "all" else (options.task,)
     documents = toy_tasks.load_documents(options.data, options.limit, tasks)
     output = options.output or Path(options.checkpoint) / "evaluation"
+    rate = predictor.sample_rate
+    recognize = recognizer and (lambda wave: recognizer.transcribe(wave, rate))
     results, seconds = {}, {}
     for name, system in systems_of(predictor, options.data.parent, options).items():
         print(f"==> {name}", flush=True)
@@ -115,7 +119,7 @@ def evaluate(options: argparse.Namespace) -> str:
         if name == "trained model":
             for task, rows in responses.items():
                 for k, response in enumerate(rows):
-                    response.save(output / task, f"{k:03d}", predictor.sample_rate)
+                    response.save(output / task, f"{k:03d}", rate)
     record = {
         "checkpoint": str(options.checkpoint),
         "step": predictor.step,

@@ -25,15 +25,16 @@ from ar_omni_jax.vocabulary import VocabularyError
 # What a person can mend: told in one line. Anything else is a fault of the program and keeps its traceback.
 FOR_PEOPLE = (CheckpointError, GenerationError, DocumentError, TokenizerError, VocabularyError, OSError)
 
-# What a request of each task has to bring.
-NEEDS = {
-    "t2i": {"text"},
-    "tts": {"text"},
-    "asr": {"speech"},
-    "caption": {"image"},
-    "chat_speech": {"speech"},
-    "chat_image": {"speech"},
-    "text": set(),
+# Parts of a request, by task: (needed, allowed besides). A chat needs at least one part.
+PARTS: dict[str, tuple[set[str], set[str]]] = {
+    "t2i": ({"text"}, set()),
+    "tts": ({"text"}, set()),
+    "asr": ({"speech"}, set()),
+    "caption": ({"image"}, set()),
+    "chat_speech": ({"speech"}, {"text"}),
+    "chat_image": ({"speech"}, {"text"}),
+    "chat": (set(), {"text", "image", "speech"}),
+    "text": (set(), {"text"}),
 }
 
 
@@ -47,7 +48,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="directory of a training run")
-    add("--task", required=True, choices=sorted(NEEDS), help="what to do")
+    add("--task", required=True, choices=sorted(PARTS), help="what to do")
     add("--text", help="the text of the request")
     add("--image", help="an image file (PNG, JPEG, WebP ...)")
     add("--speech", help="a sound file (WAV, FLAC ...)")
@@ -57,8 +58,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--step", type=int, help="checkpoint step (default: the newest)")
     options = parser.parse_args(arguments)
     given = {name for name in ("text", "image", "speech") if getattr(options, name) is not None}
-    if given != NEEDS[options.task]:
-        wanted = ", ".join(f"--{n}" for n in sorted(NEEDS[options.task])) or "no text, image or speech"
+    needed, allowed = PARTS[options.task]
+    if not needed <= given <= needed | allowed or (options.task == "chat" and not given):
+        wanted = " and ".join(f"--{name}" for name in sorted(needed)) or "any"
+        wanted += f" of --{', --'.join(sorted(allowed))}" if allowed and not needed else ""
         parser.error(f"--task={options.task} takes {wanted}; got {', '.join(sorted(given)) or 'nothing'}")
     for name in given - {"text"}:
         if not Path(getattr(options, name)).is_file():

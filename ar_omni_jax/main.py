@@ -30,6 +30,7 @@ from ar_omni_jax import prepare
 from ar_omni_jax.checkpoint import CheckpointError
 from ar_omni_jax.config import derived, describe_derived, describe_keys, load_config, model_config
 from ar_omni_jax.documents import DocumentError
+from ar_omni_jax.files import replace_file
 from ar_omni_jax.model.config import ConfigError
 from ar_omni_jax.parallel.mesh import MeshError, make_mesh
 from ar_omni_jax.parallel.sharding import ShardingError
@@ -40,7 +41,6 @@ from ar_omni_jax.training.losses import LossError
 from ar_omni_jax.training.optimizer import OptimizerError
 from ar_omni_jax.training.perceptual import FrozenImageDecoder
 from ar_omni_jax.training.step import BatchError, Trainer
-from ar_omni_jax.training.writers import replace_file
 from ar_omni_jax.vocabulary import VocabularyError, chameleon_vocabulary
 from data_pipelines.dataset_info import FILE_NAME, DatasetInfo, read_info
 from data_pipelines.loader import make_loader

@@ -6,6 +6,8 @@
 PACKED holds dialogues in rows of 3456 tokens, PRETRAINED is the workdir of a run of configs/pretrain_7b.py.
 Expected, by the paper: VCTK zero-shot TTS WER 6.5, first token after 146 ms on one A100.
 
+Without TOKENIZERS leave that setting out and add --config.loss.perceptual_weight=0.
+
 `configs/instruct_7b.py:reference_readme` takes the reference code's README instead: learning rate 1e-5, length 2048,
 warm-up 0.03. It counts 5 epochs, not steps: set --config.train.steps to 5 times the rows of your data by 64.
 """
@@ -19,7 +21,7 @@ def get_config(arg: str = ""):
     config = base_config()
     config.model.update(num_layers=32, d_model=4096, num_heads=32, num_kv_heads=32, head_dim=128, d_ff=11008)
     config.model.update(dtype="bfloat16", max_length=4096, remat="full", attention="blocked")
-    config.data.update(tokenizers="chameleon", length=3456, batch_size=64, response_only=True)
+    config.data.update(tokenizers="chameleon", length=3456, batch_size=64, response_only=True, stop="repeat")
     config.loss.update(perceptual_weight=0.01, perceptual_scope="response", chunk=2048)
     config.optimizer.update(peak_lr=2e-5, warmup_fraction=0.05, clip_norm=1.0, b2=0.95)
     config.mesh.update(data=1, fsdp=-1)

@@ -8,6 +8,9 @@ the perceptual loss needs, and ANOLE a converted Anole 7B checkpoint (leave it o
 by the paper: COCO caption CIDEr 56.5 and LibriSpeech test-clean WER 9.4 after both stages. Anole is pre-norm: under
 swin-norm its weights are a starting point, not the same function.
 
+Without TOKENIZERS leave that setting out and add --config.loss.perceptual_weight=0: next-token loss alone, on data
+already in the published vocabulary.
+
 `configs/pretrain_7b.py:reference_readme` takes the settings of the reference code's README instead: learning rate
 1e-5, batch 256, 150,000 steps, warm-up 0.03.
 """

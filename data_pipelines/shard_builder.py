@@ -17,8 +17,8 @@ import numpy as np
 
 from ar_omni_jax import templates
 from ar_omni_jax.documents import DocumentError, TokenDocument
+from ar_omni_jax.files import replace_file
 from ar_omni_jax.tokenizers.bundle import Tokenizers
-from ar_omni_jax.tokenizers.files import replace_file
 from ar_omni_jax.tokenizers.text import TokenizerError
 from ar_omni_jax.vocabulary import VocabularyError
 from data_pipelines.dataset_info import Counts

@@ -33,6 +33,8 @@ install_project() {
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted $repository" ]; then
     echo "==> installing ar_omni_jax[$extras] (a minute or two on a fresh machine)"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${repository}[$extras]"
+    # Only one checkout's install can stand: what other checkouts noted here no longer holds.
+    find "$venv" -maxdepth 1 -name '.installed-*' -exec sh -c 'grep -qF -- "$1" "$2" || rm -f "$2"' _ " $repository" {} \;
     echo "$wanted $repository" >"$stamp"
   fi
 }

@@ -7,3 +7,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for _flag, _value in (("--xla_force_host_platform_device_count", 8), ("--xla_backend_optimization_level", 0)):
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
+
+# Tests whose reference is another package skip without it. In CI that would be a silent hole.
+if os.environ.get("CI"):
+    import importlib.util
+
+    _missing = [
+        name
+        for name in ("torch", "transformers", "pocketsphinx", "espeakng_loader", "jiwer")
+        if importlib.util.find_spec(name) is None
+    ]
+    if _missing:
+        raise RuntimeError(f"CI needs {', '.join(_missing)}: the [test] extra was not installed whole")

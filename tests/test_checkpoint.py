@@ -227,3 +227,15 @@ def test_loads_a_model_for_inference(tmp_path):
         checkpoint.load_for_inference(tmp_path, step=9)
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoint.load_for_inference(tmp_path / "elsewhere")
+
+
+def test_a_machine_without_memory_does_not_set_a_good_checkpoint_aside(tmp_path, monkeypatch):
+    save_steps(tmp_path, [1])
+
+    def too_large(*_, **__):
+        raise MemoryError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", too_large)
+    with pytest.raises(MemoryError):
+        Checkpoints(tmp_path).restore_latest(abstract(make_state()), accept)
+    assert checkpoint.steps_in(tmp_path) == [1]

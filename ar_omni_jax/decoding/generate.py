@@ -54,10 +54,8 @@ def generate(
     if not len(prompts) == len(tasks) == len(seeds):
         raise GenerationError(f"{len(prompts)} prompts, {len(tasks)} tasks and {len(seeds)} seeds: give one each")
     if model.config.vocab_size != vocabulary.size:
-        raise GenerationError(
-            f"the model has {model.config.vocab_size} ids, vocabulary {vocabulary.name!r} {vocabulary.size}; "
-            "load the vocabulary that the checkpoint was trained with"
-        )
+        sizes = f"{model.config.vocab_size} ids, vocabulary {vocabulary.name!r} {vocabulary.size}"
+        raise GenerationError(f"the model has {sizes}; load the vocabulary that the checkpoint was trained with")
     limits = part_limits(vocabulary, budgets)
     prompts = [vocabulary.check_ids(p, f"prompt {i}").astype(np.int32) for i, p in enumerate(prompts)]
     room = [

@@ -162,7 +162,8 @@ def build(run: Path, output: Path, samples: int) -> dict:
         "losses": loss_rows(validation, unigram),
         "measures": {t: toy_tasks.MEASURES[t] for t in systems["trained model"]},
         "systems": {
-            n: {t: {"score": r.score, "low": r.low, "high": r.high} for t, r in s.items()} for n, s in systems.items()
+            n: {t: {k: v for k, v in r.to_dict().items() if k != "examples"} for t, r in s.items()}
+            for n, s in systems.items()
         },
         "documents": evaluation["documents"],
         "training": train[-1] if train else {},

@@ -32,13 +32,17 @@ System = Callable[[str, Sequence[Document]], list[Answer]]
 
 @dataclasses.dataclass
 class TaskResult:
-    """Score of one system on one task: percent, bootstrap 95 % interval, examples with their own records."""
+    """Score of one system on one task: percent, bootstrap 95 % interval, examples with their own records.
+
+    `details`: percent of shapes, colors, sizes, positions and backgrounds right, for pictures and captions.
+    """
 
     task: str
     score: float
     low: float
     high: float
     examples: list[dict]
+    details: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -94,6 +98,17 @@ def truth_system(root: Path) -> System:
     return answer
 
 
+def chance_system(root: Path) -> System:
+    """Answers each document with the true answer of the next one: right in form, blind to the question."""
+    truth = truth_system(root)
+
+    def answer(task: str, documents: Sequence[Document]) -> list[Answer]:
+        answers = truth(task, documents)
+        return [*answers[1:], *answers[:1]]
+
+    return answer
+
+
 def ceiling_system(tokenizers: Tokenizers, template: str, root: Path) -> System:
     """Answers with the true answer through the tokenizers and back: what a perfect model would reach."""
 
@@ -113,7 +128,7 @@ def judge(
             continue
         responses[task] = system(task, rows)
         examples = [_example(task, d, r, recognize) for d, r in zip(rows, responses[task], strict=True)]
-        results[task] = TaskResult(task, *_aggregate(task, examples), examples)
+        results[task] = TaskResult(task, *_aggregate(task, examples), examples, _details(task, examples))
     return results, responses
 
 
@@ -144,6 +159,11 @@ def _aggregate(task: str, examples: list[dict], draws: int = 1000) -> tuple[floa
     resampled = top[picks].sum(1) / bottom[picks].sum(1)
     low, high = np.percentile(resampled, [2.5, 97.5])
     return tuple(float(100 * x) for x in (top.sum() / bottom.sum(), low, high))
+
+
+def _details(task: str, examples: list[dict]) -> dict[str, float]:
+    names = ("shapes", "colors", "sizes", "positions", "background") if task in ("caption", "t2i") else ()
+    return {name: 100 * float(np.mean([e[name] for e in examples])) for name in names}
 
 
 def table(systems: dict[str, dict[str, TaskResult]]) -> str:

@@ -31,7 +31,7 @@ from ml_collections import config_flags
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ar_omni_jax.tokenizers.files import replace_file
+from ar_omni_jax.files import replace_file
 
 KINDS = ("image", "speech")
 REQUIRED = {

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import sentencepiece
 
+from ar_omni_jax.files import replace_file
 from ar_omni_jax.templates import TEMPLATE_SETS
-from ar_omni_jax.tokenizers.files import replace_file
 from ar_omni_jax.tokenizers.text import TextTokenizer, TokenizerError
 
 ASSETS = Path(__file__).with_name("assets")

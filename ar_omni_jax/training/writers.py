@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ar_omni_jax.files import replace_file
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -25,17 +27,6 @@ class Sample:
     image: np.ndarray | None = None
     audio: np.ndarray | None = None
     sample_rate: int = 0
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes `data` so that a reader or a crash sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def kept_lines(text: str, last_step: int) -> list[str]:

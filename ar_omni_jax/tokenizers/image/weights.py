@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from ar_omni_jax.tokenizers.files import replace_file
+from ar_omni_jax.files import replace_file
 from ar_omni_jax.tokenizers.image.config import VQGANConfig
 from ar_omni_jax.tokenizers.image.model import VQGAN
 

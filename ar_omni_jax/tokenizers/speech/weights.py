@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 from safetensors.numpy import save as serialize
 
-from ar_omni_jax.tokenizers.files import replace_file
+from ar_omni_jax.files import replace_file
 from ar_omni_jax.tokenizers.speech.codec import SpeechCodec
 from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig
 

@@ -7,6 +7,7 @@ The same command resumes an interrupted run. WORKDIR gets
   tensorboard/       the same for TensorBoard, with the samples
   samples/           text, PNG and WAV that the model made from held-out prompts
   config.json        the settings of the last start
+  parameters.txt     every parameter with its shape and size
   data/              only where the config makes its own data
 
 Exit code: 0 when training finished, 128 + n when signal n (Ctrl-C: 130, SIGTERM: 143) ended it after the state was
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from ar_omni_jax import prepare
@@ -141,6 +143,8 @@ def assemble(config: ConfigDict, workdir: Path) -> Run:
 
     if jax.process_index() == 0:
         replace_file(workdir / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
+        table = parameter_overview.get_parameter_overview(trainer.abstract_state().params, include_stats=False)
+        replace_file(workdir / "parameters.txt", (table + "\n").encode())
     return Run(
         config=config,
         workdir=workdir,

@@ -70,7 +70,7 @@ class GroupStatistics:
         """Length that `share` of the documents do not exceed; 0 without documents."""
         if not self.documents:
             return 0
-        return int(np.searchsorted(np.cumsum(self.lengths), share * self.documents))
+        return int(np.searchsorted(np.cumsum(self.lengths), max(share * self.documents, 1)))
 
 
 def _count(histogram: np.ndarray, value: int) -> np.ndarray:

@@ -44,6 +44,7 @@ def test_numbers_are_those_of_the_documents(data, kind, capsys):
     for group, s in found.items():
         mine = [d for d in docs if d.group == group]
         assert (s.documents, s.tokens) == (len(mine), sum(len(d.tokens) for d in mine))
+        assert s.quantile(0) == min(len(d.tokens) for d in mine)
         assert s.quantile(1) == max(len(d.tokens) for d in mine)
         assert s.quantile(0.5) == sorted(len(d.tokens) for d in mine)[(len(mine) + 1) // 2 - 1]
         for task, (documents, tokens) in s.by_task().items():

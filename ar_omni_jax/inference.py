@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,19 +106,27 @@ def prompt_tokens(documents: Sequence[Document], tokenizers: Tokenizers, templat
     ]
 
 
-def detokenize(tokens: np.ndarray, tokenizers: Tokenizers) -> Answer:
-    """Generated ids int32 [n] -> Answer. An image with a wrong number of codes is a problem, never padded."""
+def detokenize(tokens: np.ndarray, tokenizers: Tokenizers, budgets: Mapping[str, int] | None = None) -> Answer:
+    """Generated ids int32 [n] -> Answer. An image with a wrong number of codes is a problem, never padded.
+
+    `budgets` are those of the generation ({"text": n, "speech": n}): a part that fills its own was cut there, and the
+    answer says so.
+    """
     length = tokenizers.vocabulary.image_length
     parsed = parse_response(tokens, tokenizers.vocabulary)
     texts, images, speech = [], [], []
+    problems = list(parsed.problems)
     for modality, codes in parsed:
+        budget = (budgets or {}).get(modality.name.lower())
+        if budget is not None and len(codes) >= budget:
+            problems.append(f"{modality.name.lower()} part ended by its budget of {budget} tokens")
         if modality == Modality.TEXT:
             texts.append(response_text(codes, tokenizers.text.decode))
         elif modality == Modality.SPEECH and len(codes):
             speech.append(np.asarray(tokenizers.speech.decode(codes), np.float32))
         elif modality == Modality.IMAGE and len(codes) == length:
             images.append(np.asarray(tokenizers.image.decode(np.asarray(codes)[None])[0]))
-    return Answer(" ".join(t for t in texts if t), images, speech, np.asarray(tokens, np.int32), list(parsed.problems))
+    return Answer(" ".join(t for t in texts if t), images, speech, np.asarray(tokens, np.int32), problems)
 
 
 def answer_tokens(documents: Sequence[Document], tokenizers: Tokenizers, template: str, root: Path) -> list[np.ndarray]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from flax import nnx
 
+from ar_omni_jax.checkpoint import load_for_inference
+from ar_omni_jax.decoding.generate import generate
+from ar_omni_jax.decoding.grammar import DEFAULT_BUDGETS
 from ar_omni_jax.documents import Document
 from ar_omni_jax.inference import Answer, detokenize, prompt_tokens
 from ar_omni_jax.model.transformer import Transformer
@@ -31,8 +34,6 @@ class Predictor:
 
         Raises VocabularyError when the tokenizers at hand are not those that the checkpoint was trained with.
         """
-        from ar_omni_jax.checkpoint import load_for_inference
-
         loaded = load_for_inference(checkpoint, step)
         tokenizers = load_tokenizers(loaded.config["data"]["tokenizers"])
         tokenizers.vocabulary.require_same(loaded.vocabulary.fingerprint, f"checkpoint {checkpoint}")
@@ -50,16 +51,23 @@ class Predictor:
         return self.tokenizers.speech.sample_rate
 
     def respond(
-        self, documents: Sequence[Document], *, seeds: Sequence[int], root: Path | None = None, **options
+        self,
+        documents: Sequence[Document],
+        *,
+        seeds: Sequence[int],
+        root: Path | None = None,
+        budgets: Mapping[str, int] | None = None,
+        **options,
     ) -> list[Answer]:
         """One answer a document (its own last answer, if any, is not shown to the model).
 
-        A document's answer depends on its own prompt and seed alone, never on its neighbours. `options` go to
-        `decoding.generate.generate`.
+        A document's answer depends on its own prompt and seed alone, never on its neighbours. `budgets` are the
+        largest numbers of tokens of a text and a speech part; they and `options` go to `decoding.generate.generate`.
         """
-        from ar_omni_jax.decoding.generate import generate
-
+        budgets = {**DEFAULT_BUDGETS, **(budgets or {})}
         prompts = prompt_tokens(documents, self.tokenizers, self.template, root or self.root)
         tasks = [d.task for d in documents]
-        outputs = generate(self.model, prompts, tasks, self.tokenizers.vocabulary, seeds=list(seeds), **options)
-        return [detokenize(np.asarray(tokens), self.tokenizers) for tokens in outputs]
+        outputs = generate(
+            self.model, prompts, tasks, self.tokenizers.vocabulary, seeds=list(seeds), budgets=budgets, **options
+        )
+        return [detokenize(np.asarray(tokens), self.tokenizers, budgets) for tokens in outputs]

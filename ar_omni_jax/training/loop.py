@@ -123,6 +123,7 @@ class _Training:
             run.workdir / "checkpoints", keep=settings.keep_checkpoints, keep_every=settings.keep_every
         )
         self.state, self.step, self.loader_step, self.window = self._restore_or_start()
+        self.restored_window = self.window.steps > 0
         self.saved_step = self.step if self.loader_step or self.step else -1
         self.writers = Writers(run.workdir, self.step, primary=jax.process_index() == 0)
         self.watch = Stopwatch()
@@ -206,14 +207,14 @@ class _Training:
         settings = self.config.train
         skipped = self.window.skipped_in_row
         values = self.window.means()
-        # The step that compiled is no measure of speed.
-        timed = self.window.steps > 1 or self.step > self.first_step + 1
+        # Neither the step that compiled nor those before an interruption are a measure of this process's speed.
+        timed = (self.window.steps > 1 or self.step > self.first_step + 1) and not self.restored_window
         rates = metrics_lib.speed(self.window, self.watch, self.run_.flops_per_token, self.peak and self.peak[0])
         self.writers.scalars(self.step, "train", values | (rates if timed else {}))
         done = self.step - self.first_step - 1
         left = (time.monotonic() - self.started) / done * (settings.steps - self.step) if done else None
         say(progress_line(self.step, settings.steps, values, rates if timed else {}, left))
-        self.window = Window()
+        self.window, self.restored_window = Window(), False
         self.watch.restart()
         if skipped >= settings.max_skipped:
             raise TrainingError(

@@ -162,6 +162,15 @@ def test_an_interrupted_run_continues_exactly(tmp_path, at):
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
 
 
+def test_a_window_that_an_interruption_cut_claims_no_speed(tmp_path):
+    """Its first steps were another process's: their tokens over this process's time would be no rate."""
+    stop, on_draw = stop_at(8)
+    train(make_run(tmp_path, on_draw=on_draw), stop)
+    train(make_run(tmp_path))
+    rated = {record["step"] for record in lines(tmp_path) if "tokens_per_second/all" in record}
+    assert 9 not in rated and {6, 12, 15, 18} <= rated
+
+
 def test_a_crash_loses_nothing_but_time(tmp_path):
     """Lines after the last checkpoint are dropped and written again, once."""
     train(make_run(tmp_path / "whole"))

@@ -5,6 +5,10 @@
 or, with data made by the first steps of that script,
 
   python -m ar_omni_jax.main --config=configs/toyworld.py --workdir=DIR --config.data.path=PACKED
+
+Expected on 2 CPU cores: 16 minutes at about 4,500 tokens/s; held-out loss 0.71 (text), 1.18 (image) and 3.91 (speech)
+nats a token; captions 49 % of attributes right, ASR word error 43 % on an unheard voice. Pictures do not follow the
+text yet.
 """
 
 from ar_omni_jax.config import base_config

@@ -18,26 +18,14 @@ from pathlib import Path
 
 from absl import logging
 
-from ar_omni_jax.checkpoint import CheckpointError
-from ar_omni_jax.decoding.generate import GenerationError
-from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.evaluation import toy_tasks
 from ar_omni_jax.evaluation.recognizer import Recognizer, RecognizerError
 from ar_omni_jax.files import replace_file
-from ar_omni_jax.predictor import Predictor
-from ar_omni_jax.tokenizers.text import TokenizerError
-from ar_omni_jax.vocabulary import VocabularyError
+from ar_omni_jax.predictor import FOR_PEOPLE, Predictor
 
 
 class EvaluationError(ValueError):
     """The evaluation cannot start; the message says what is missing and how to make it."""
-
-
-# What a person can mend: told in one line. Anything else is a fault of the program and keeps its traceback.
-FOR_PEOPLE = (
-    *(EvaluationError, CheckpointError, GenerationError, DocumentError, RecognizerError),
-    *(TokenizerError, VocabularyError, OSError),
-)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -142,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
     try:
         print(evaluate(options))
-    except FOR_PEOPLE as error:
+    except (EvaluationError, RecognizerError, *FOR_PEOPLE) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -16,14 +16,9 @@ from pathlib import Path
 
 from absl import logging
 
-from ar_omni_jax.checkpoint import CheckpointError
-from ar_omni_jax.decoding.generate import GenerationError
-from ar_omni_jax.documents import Document, DocumentError
-from ar_omni_jax.tokenizers.text import TokenizerError
-from ar_omni_jax.vocabulary import VocabularyError
-
-# What a person can mend: told in one line. Anything else is a fault of the program and keeps its traceback.
-FOR_PEOPLE = (CheckpointError, GenerationError, DocumentError, TokenizerError, VocabularyError, OSError)
+from ar_omni_jax.documents import Document
+from ar_omni_jax.inference import user_document
+from ar_omni_jax.predictor import FOR_PEOPLE, Predictor
 
 # Parts of a request, by task: (needed, allowed besides). A chat needs at least one part.
 PARTS: dict[str, tuple[set[str], set[str]]] = {
@@ -71,8 +66,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def request(options: argparse.Namespace) -> Document:
     """The Document that the command line describes."""
-    from ar_omni_jax.inference import user_document
-
     return user_document(options.task, text=options.text, image=options.image, speech=options.speech)
 
 
@@ -80,8 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     options = parse_arguments(arguments)
     logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
-    from ar_omni_jax.predictor import Predictor
-
     try:
         predictor = Predictor.load(options.checkpoint, options.step)
         answer = predictor.respond([request(options)], seeds=[options.seed])[0]

@@ -9,13 +9,19 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from ar_omni_jax.checkpoint import load_for_inference
-from ar_omni_jax.decoding.generate import generate
+from ar_omni_jax.checkpoint import CheckpointError, load_for_inference
+from ar_omni_jax.decoding.generate import GenerationError, generate
 from ar_omni_jax.decoding.grammar import DEFAULT_BUDGETS
-from ar_omni_jax.documents import Document
+from ar_omni_jax.documents import Document, DocumentError
 from ar_omni_jax.inference import Answer, detokenize, prompt_tokens
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
+from ar_omni_jax.tokenizers.text import TokenizerError
+from ar_omni_jax.vocabulary import VocabularyError
+
+# What a person can mend when a checkpoint answers: commands tell it in one line. Anything else is a fault of the
+# program and keeps its traceback.
+FOR_PEOPLE = (CheckpointError, GenerationError, DocumentError, TokenizerError, VocabularyError, OSError)
 
 
 @dataclasses.dataclass

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ar_omni_jax.documents import TokenDocument
+from ar_omni_jax.files import replace_file
 from ar_omni_jax.vocabulary import MODALITY_NAMES, JointVocabulary, VocabularyError
 from data_pipelines.schema import KINDS, SCHEMA_VERSION, SchemaError
 
@@ -117,10 +118,7 @@ class DatasetInfo:
 def write_info(directory: str | os.PathLike, info: DatasetInfo, name: str = FILE_NAME) -> Path:
     """Writes dataset.json atomically, keys sorted, so that equal content gives equal bytes."""
     path = Path(directory) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(info.to_dict(), indent=1, sort_keys=True, default=_plain) + "\n")
-    os.replace(temporary, path)
+    replace_file(path, (json.dumps(info.to_dict(), indent=1, sort_keys=True, default=_plain) + "\n").encode())
     return path
 
 

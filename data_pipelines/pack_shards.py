@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ar_omni_jax.documents import GROUPS, TokenDocument
+from ar_omni_jax.files import replace_file
 from ar_omni_jax.vocabulary import JointVocabulary
 from data_pipelines import packing, schema, shards
 from data_pipelines.dataset_info import FILE_NAME, Counts, DatasetInfo, read_info, write_info
@@ -255,10 +256,7 @@ class SplitPacker:
 
 
 def _write_json(path: Path, data: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(data, sort_keys=True))
-    os.replace(temporary, path)
+    replace_file(path, json.dumps(data, sort_keys=True).encode())
 
 
 def pack(

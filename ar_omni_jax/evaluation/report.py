@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ar_omni_jax.files import replace_file
 from data_pipelines.schema import SchemaError
 
 MODALITIES = ("text", "image", "speech")
@@ -171,8 +172,8 @@ def build(run: Path, output: Path, samples: int) -> dict:
         "samples": copy_samples(evaluation, run, output, samples),
     }
     template = jinja2.Environment(autoescape=True, loader=jinja2.PackageLoader("ar_omni_jax.evaluation", "."))
-    (output / "index.html").write_text(template.get_template("report.html").render(**data), encoding="utf-8")
-    (output / "report.json").write_text(json.dumps(data, indent=1) + "\n")
+    replace_file(output / "report.json", (json.dumps(data, indent=1) + "\n").encode())
+    replace_file(output / "index.html", template.get_template("report.html").render(**data).encode())
     return data
 
 

@@ -115,6 +115,7 @@ _OPTIMIZER = {
     "eps": Key(1e-8, "Adam", 0.0),
     "weight_decay": Key(0.0, "AdamW", 0.0),
     "clip_norm": Key(1.0, "bound on the global gradient norm; 0: off", 0.0),
+    "muon_lr": Key(0.0, "rate of Muon on the blocks' matrices; 0: AdamW for all", 0.0),
     "accumulate": Key(1, "micro-batches of a step", 1),
     "moment_dtype": Key("float32", "of Adam's stored moments", choices=("float32", "bfloat16")),
 }

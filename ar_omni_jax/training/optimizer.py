@@ -1,4 +1,4 @@
-"""AdamW with warm-up, decay and clipping, assembled from optax parts."""
+"""AdamW, or Muon with Adam, with warm-up, decay and clipping, assembled from optax parts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ar_omni_jax.training.muon import muon_with_adam
 from ar_omni_jax.training.settings import from_settings
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -20,7 +21,7 @@ class OptimizerError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of AdamW; the defaults are the paper's pretraining ones where it states them (Table 8).
+    """Settings of the optimizer; the defaults are the paper's AdamW of pretraining where it states them (Table 8).
 
     Attributes:
       peak_lr: learning rate at the end of the warm-up.
@@ -28,6 +29,8 @@ class OptimizerConfig:
       warmup_fraction: share of all steps with a linear rise from zero.
       b1, b2, eps: Adam's. weight_decay: decoupled, times the learning rate; see `decay_mask`.
       clip_norm: bound on the global gradient norm; 0 = off.
+      muon_lr: peak rate of Muon on the blocks' matrices, all else by Adam at peak_lr (`training.muon`); 0 = AdamW for
+        all.
       accumulate: micro-batches a step. moment_dtype: of both stored moments; the arithmetic is float32.
     """
 
@@ -39,6 +42,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    muon_lr: float = 0.0
     accumulate: int = 1
     moment_dtype: str = "float32"
 
@@ -48,6 +52,7 @@ class OptimizerConfig:
             ("moment_dtype", self.moment_dtype in ("float32", "bfloat16"), "must be float32 or bfloat16"),
             ("warmup_fraction", 0 <= self.warmup_fraction <= 1, "must lie in [0, 1]"),
             ("peak_lr", self.peak_lr > 0, "must be positive"),
+            ("muon_lr", self.muon_lr >= 0, "must be at least 0 (0 = AdamW for all)"),
             ("b1", 0 <= self.b1 < 1, "must lie in [0, 1)"),
             ("b2", 0 <= self.b2 < 1, "must lie in [0, 1)"),
             ("clip_norm", self.clip_norm >= 0, "must be at least 0 (0 = off)"),
@@ -124,15 +129,22 @@ def store_moments_as(dtype, inner: optax.GradientTransformation) -> optax.Gradie
 def make_optimizer(
     settings: Mapping | OptimizerConfig, total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """(AdamW transformation, learning rate by update count): clip, Adam, decay by `decay_mask`, -learning rate."""
+    """(transformation, learning rate by update count): clip, Adam, decay by `decay_mask`, -learning rate.
+
+    With `muon_lr` both rates follow the same schedule; the one returned is Adam's.
+    """
     config = OptimizerConfig.of(settings)
     schedule = make_schedule(config, total_steps)
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.muon_lr:
+        faster = make_schedule(dataclasses.replace(config, peak_lr=config.muon_lr), total_steps)
+        names = ("b1", "b2", "eps", "weight_decay", "moment_dtype")
+        same = {name: getattr(config, name) for name in names}
+        return optax.chain(*clip, muon_with_adam(faster, schedule, **same)), schedule
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     if config.moment_dtype != "float32":
         adam = store_moments_as(jnp.dtype(config.moment_dtype), adam)
-    parts = [adam]
-    if config.clip_norm:
-        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    parts = [*clip, adam]
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
     parts.append(optax.scale_by_learning_rate(schedule))

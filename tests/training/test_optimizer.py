@@ -72,3 +72,40 @@ def test_settings_are_checked():
         make_optimizer({"peak_rl": 1.0}, 10)
     with pytest.raises(OptimizerError, match="train.steps"):
         make_optimizer({}, 0)
+
+
+def _orthogonal(matrix):
+    """The quintic iteration on a matrix scaled to norm 1, in float64: Muon's update without its scale."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = wide / np.linalg.norm(wide)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return x if wide is matrix else x.T
+
+
+def test_muon_equals_its_definition_layer_by_layer():
+    r = np.random.default_rng(2)
+    shapes = {"wq": (2, 4, 2, 3), "wo": (2, 2, 3, 4), "w_down": (2, 8, 4), "embedding": (5, 4), "mlp_norm": (2, 4)}
+    params = {k: jnp.asarray(r.normal(size=s), jnp.float32) for k, s in shapes.items()}
+    grads = {k: jnp.asarray(r.normal(size=s), jnp.float32) for k, s in shapes.items()}
+    settings = OptimizerConfig(
+        peak_lr=0.1, muon_lr=0.02, warmup_fraction=0.0, schedule="constant", clip_norm=0.0, weight_decay=0.1
+    )
+    tx, schedule = make_optimizer(settings, 10)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    assert float(schedule(0)) == pytest.approx(0.1)
+    for name, (rows, columns) in {"wq": (4, 6), "wo": (6, 4), "w_down": (8, 4)}.items():
+        for layer in range(2):
+            gradient = np.asarray(grads[name][layer], np.float64).reshape(rows, columns)
+            step = _orthogonal(gradient) * 0.2 * np.sqrt(max(rows, columns))
+            expected = -0.02 * (step + 0.1 * np.asarray(params[name][layer]).reshape(rows, columns))
+            np.testing.assert_allclose(updates[name][layer].reshape(rows, columns), expected, rtol=2e-3, atol=2e-5)
+    first = 1 + 0.9 * 0.1 / (1 - 0.9**2)  # Adam with Nesterov momentum, its first step over the rate; nothing decays
+    for name in ("embedding", "mlp_norm"):
+        np.testing.assert_allclose(np.abs(updates[name]), 0.1 * first, rtol=1e-4)
+
+
+def test_muon_rate_must_not_be_negative():
+    with pytest.raises(OptimizerError, match="optimizer.muon_lr"):
+        OptimizerConfig(muon_lr=-1.0)

@@ -2,8 +2,8 @@
 
     python -m ar_omni_jax.tokenizers.train --config=configs/tokenizer_image.py --workdir=DIR --config.data_dir=TOY
 
-On a toy world of 3000 scenes: 22 minutes of one busy CPU core. Test split: PSNR 38.0 dB, 96 % of the codes used;
-99.4 % of the attributes of scenes read back (shapes 98.8 %, colours, sizes and positions 99.7 %).
+On a toy world of 3000 scenes: about half an hour of two busy CPU cores. Test split: PSNR 37.9 dB, 91 % of the codes
+used; 99.6 % of the attributes of scenes read back (shapes 98.8 %, colours, sizes and positions 99.8 %).
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.kind = "image"
     config.data_dir = ""  # holds train.jsonl, test.jsonl and the pictures they name
     config.seed = 0
-    config.steps = 8000
+    config.steps = 11000
     config.batch_size = 8
     config.learning_rate = 6e-3
     config.warmup_steps = 50
@@ -49,11 +49,12 @@ def get_config() -> ConfigDict:
     config.crop_batch_size = 16
     config.edge_weight = 0.5
     config.commitment_weight = 0.1
+    config.context_weight = 1.0  # a patch should have the same code whatever surrounds it
     config.codebook_decay = 0.99
     config.codebook_start = 2500  # steps as a plain autoencoder before k-means places the codes
     config.kmeans_images = 1024
     config.kmeans_iterations = 10
     config.revive_every = 50
-    config.revive_until = 0.8  # share of the steps after which no code is moved any more
+    config.revive_until = 0.6  # share of the steps after which no code is moved any more
     config.dead_below = 0.03  # a code that wins fewer latents a batch (moving average) is dead
     return config

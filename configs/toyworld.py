@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
     config.model.attention = "rowwise"  # fastest on one CPU; "blocked" on several devices
     config.data.update(length=512, batch_size=4)
     config.loss.update(perceptual_weight=0.01, z_loss=1e-5)
-    config.optimizer.update(peak_lr=3e-3, b2=0.98, weight_decay=0.05)
-    config.train.update(steps=2200, log_every=20, eval_every=275, eval_batches=16, checkpoint_every=275)
-    config.train.update(sample_every=1100)
+    config.optimizer.update(peak_lr=3e-3, muon_lr=0.02, b2=0.98, weight_decay=0.05)
+    config.train.update(steps=2000, log_every=20, eval_every=250, eval_batches=16, checkpoint_every=250)
+    config.train.update(sample_every=1000)
     return config

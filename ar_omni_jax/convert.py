@@ -4,6 +4,8 @@ python -m ar_omni_jax.convert --to=orbax --input=chameleon-7b-hf --output=runs/c
 python -m ar_omni_jax.convert --to=hf --input=runs/mine --output=mine-hf --dtype=bfloat16
 python -m ar_omni_jax.convert --to=meta --input=runs/mine --output=mine-meta --model_parallel_size=2
 python -m ar_omni_jax.convert --to=orbax --input=anole-7b --output=runs/anole --init_rows=speech,boa,eoa,eoh,eom
+python -m ar_omni_jax.convert --from=vqgan --to=tokenizer --input=vqgan.ckpt --output=tokenizers
+python -m ar_omni_jax.convert --from=tokenizer --to=wavtokenizer --input=tokenizers --output=exported
 
 The input's layout is recognised by its keys and printed; --from names it where that fails. Every tensor is used exactly
 once: what is missing, unexpected or wrongly shaped is listed, and then nothing is written. A run that was killed can be
@@ -42,7 +44,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--from", dest="source", default="auto", choices=["auto", *LAYOUTS], help="layout of the input")
     add("--to", dest="target", required=True, choices=list(LAYOUTS), help="layout of the output")
     add("--input", required=True, type=Path, help="file or folder to read")
-    add("--output", required=True, type=Path, help="folder (codecs: file) to make; must not exist or be empty")
+    add("--output", required=True, type=Path, help="folder to make, empty if it exists; codecs join what is there")
+    add("--config", default="", help="vqgan and wavtokenizer input: the codec's .yaml (default: beside the .ckpt)")
     add("--dtype", default=KEEP, choices=[KEEP, *DTYPES], help="type of the written weights (default: keep)")
     add("--step", type=int, help="orbax input: which checkpoint (default: the newest)")
     add("--vocabulary", default="", help="chameleon, a tokenizers folder or vocabulary.json: what the ids mean")

@@ -1,7 +1,7 @@
 """The layouts that `convert` knows: name -> how it is recognised, read and written.
 
 A new layout is a `Layout` in a module of its own and one line in `LAYOUTS`. Layouts of one family hold the same
-thing (a backbone, an image codec, a speech codec), and conversion is possible within a family only.
+thing (a backbone, codecs), and conversion is possible within a family only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Layout:
     """One way to store one family of weights.
 
     Attributes:
-      family: "backbone", "image codec", "speech codec" ...
+      family: "backbone" or "codec".
       describe: a few words for --help.
       detect: path of the input -> the evidence that it has this layout ("q_norm of rank 2"), or None. Cheap, never
         raises for a foreign input.
@@ -42,6 +42,9 @@ LAYOUTS: dict[str, str] = {
     "hf": "ar_omni_jax.interop.hf:LAYOUT",
     "vendored": "ar_omni_jax.interop.vendored:LAYOUT",
     "meta": "ar_omni_jax.interop.meta:LAYOUT",
+    "tokenizer": "ar_omni_jax.interop.tokenizer_files:LAYOUT",
+    "vqgan": "ar_omni_jax.interop.vqgan_files:LAYOUT",
+    "wavtokenizer": "ar_omni_jax.interop.wavtokenizer_files:LAYOUT",
 }
 
 

@@ -32,11 +32,11 @@ BACKBONE = "backbone"
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    known = "\n".join(f"  {name:<14} {layout(name).family}: {layout(name).describe}" for name in LAYOUTS)
+    words = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         prog="python -m ar_omni_jax.convert",
         description=__doc__,
-        epilog=f"layouts (conversion is possible within one family):\n{known}",
+        epilog=_described() if {"-h", "--help"} & set(words) else "",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -58,6 +58,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--max_shard_size", type=_size, default=5 * 10**9, help="hf and vendored output: such as 5GB (the default)")
     add("--image_tokenizer", default="", help="hf output: this project's image tokenizer to put in as model.vqmodel")
     return parser.parse_args(arguments)
+
+
+def _described() -> str:
+    """All layouts, one a line; asks every layout's module, which ordinary runs need not import."""
+    lines = [f"  {name:<14} {layout(name).family}: {layout(name).describe}" for name in LAYOUTS]
+    return "\n".join(["layouts (conversion is possible within one family):", *lines])
 
 
 def _positive(text: str) -> int:

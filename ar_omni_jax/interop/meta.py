@@ -118,7 +118,8 @@ def load(path: Path, options: Any) -> Backbone:
     files = shard_files(Path(path))
     folder = files[0].parent
     config, notes, shards_said = read_params(folder)
-    if len(files) > 1 and shards_said not in (None, len(files)):
+    # One file that was merged from several may still tell their number; numbered files must be complete.
+    if files[0].name != "consolidated.pth" and shards_said not in (None, len(files)):
         raise InteropError(
             f"{folder}: {PARAMS} or consolidate_params.json says model_parallel_size = {shards_said}, "
             f"there are {len(files)} files; are some missing?"

@@ -55,14 +55,14 @@ def read_torch_file(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _refusal(path: Path, message: str) -> str:
-    unsafe = re.search(r"(?:GLOBAL|global:?|class:?)\s+`?([\w.]+)", message) if "nsupported" in message else None
-    if unsafe or "nsupported" in message:
-        what = f" (it wants {unsafe.group(1)})" if unsafe else ""
+    unsafe = re.search(r"nsupported (?:GLOBAL|global|class)\W+(?:GLOBAL )?([\w.]+)", message)
+    if unsafe:
         return (
-            f"{path} holds more than tensors{what}: loading it could run any code, so nothing of it was loaded. "
-            "If you trust it, save its state_dict alone with the program that wrote it"
+            f"{path} holds more than tensors (it wants {unsafe.group(1)}): loading it could run any code, so nothing of "
+            "it was loaded. If you trust it, save its state_dict alone with the program that wrote it"
         )
-    return f"{path} is damaged or no PyTorch file ({_first_line(message)}); download it again"
+    reason = next((line.strip() for line in message.splitlines() if "nsupported" in line), _first_line(message))
+    return f"{path} is damaged or no PyTorch file ({reason[:200]}); nothing of it was loaded"
 
 
 def _first_line(error: object) -> str:

@@ -37,6 +37,7 @@ from ar_omni_jax.interop.errors import InteropError, differences, refuse
 from ar_omni_jax.interop.hf_codec import image_tokenizer_extras
 from ar_omni_jax.interop.hf_config import read_config, special_ids, take_compute, write_config
 from ar_omni_jax.interop.hf_shards import write_shards
+from ar_omni_jax.interop.hf_tokenizer import tokenizer_files, write_files
 from ar_omni_jax.interop.output import check_output, staged
 from ar_omni_jax.interop.registry import Layout
 from ar_omni_jax.interop.tensor_files import TensorTable, first_rank, has_weights, read_json, wrong_dtypes
@@ -199,6 +200,9 @@ def save(backbone: Backbone, output: Path, options: Any, *, permuted: bool = Tru
     lines += _told(extras, backbone, permuted)
     extras = extras if permuted else None
     plan = backbone if backbone.tie == SHARED else untied(backbone)
+    texts = tokenizer_files(str(backbone.settings.get("tokenizers", ""))) if permuted else {}
+    if texts:
+        plan = plan.replace(hf={"vocabulary_map": texts["tokenizer.json"]["model"]["vocab"], **plan.hf})
     record = write_config(plan, vendored=not permuted, vq_config=extras.settings if extras else None)
     if permuted and "vocabulary_map" not in record:
         raise InteropError(
@@ -219,6 +223,7 @@ def save(backbone: Backbone, output: Path, options: Any, *, permuted: bool = Tru
         if backbone.vocabulary is not None and not (folder / "generation_config.json").exists():
             ids = special_ids(backbone.vocabulary)
             (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+        write_files(folder, texts)
         sidecar.write(folder, backbone)
     return lines
 

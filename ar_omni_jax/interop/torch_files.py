@@ -58,7 +58,7 @@ def _refusal(path: Path, message: str) -> str:
     unsafe = re.search(r"nsupported (?:GLOBAL|global|class)\W+(?:GLOBAL )?([\w.]+)", message)
     if unsafe:
         return (
-            f"{path} holds more than tensors (it wants {unsafe.group(1)}): loading it could run any code, so nothing of "
+            f"{path} holds more than tensors (it wants {unsafe.group(1)}): loading it could run code, so nothing of "
             "it was loaded. If you trust it, save its state_dict alone with the program that wrote it"
         )
     reason = next((line.strip() for line in message.splitlines() if "nsupported" in line), _first_line(message))

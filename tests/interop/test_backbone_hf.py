@@ -21,6 +21,7 @@ from tests.interop import backbones
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+torch.set_num_threads(1)  # tiny products: more threads only wait for each other
 
 CODEC = VQGANConfig(
     ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, resolution=16, n_embed=16, embed_dim=8, num_groups=32
@@ -138,3 +139,26 @@ def test_no_image_encoder_is_said(tmp_path, capsys):
     path = backbones.save(backbones.make(), "orbax", tmp_path / "run")
     assert backbones.run(path, tmp_path / "hf", "hf") == 0
     assert "no image encoder" in capsys.readouterr().out
+
+
+def test_the_text_tokenizer_comes_along(tmp_path, codec):
+    """A tokenizers folder with Chameleon's JSON: HF's tokenizer files, with <image> where HF wants it."""
+    names = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<reserved08707>": 12, "a": 90, "b": 91, "ab": 92}
+    names |= {"IMGIMG" + "".join("ABCDEFGHIJ"[int(d)] for d in str(c)) + "Z": 16 + c for c in range(16)}
+    special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    added = [{"id": names[n], "content": n, **special} for n in ("<s>", "<reserved08707>")]
+    model = {"type": "BPE", "vocab": names, "merges": ["a b"], "unk_token": "<unk>"}
+    (tmp_path / "tokenizers").mkdir()
+    (tmp_path / "tokenizers" / "text_tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": added, "model": model})
+    )
+    base = backbones.make().replace(settings={"tokenizers": str(tmp_path / "tokenizers"), "template": "released"})
+    path = backbones.save(base, "hf", tmp_path / "hf", image_tokenizer=codec)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    assert tokenizer("<s><image>ab", add_special_tokens=False).input_ids == [0, 12, 92]
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 1)
+    config = json.loads((path / "config.json").read_text())
+    assert config["vocabulary_map"]["<image>"] == 12 and "<reserved08707>" not in config["vocabulary_map"]
+    assert backbones.run(path, tmp_path / "again", "hf") == 0
+    again = json.loads((tmp_path / "again" / "tokenizer.json").read_text())
+    assert again == json.loads((path / "tokenizer.json").read_text())

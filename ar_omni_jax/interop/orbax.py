@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from ar_omni_jax import checkpoint
 from ar_omni_jax.checkpoint import MODEL_PREFIX, CheckpointError, Description
 from ar_omni_jax.config import base_config, model_config
-from ar_omni_jax.interop.arrays import DTYPES, checksum
+from ar_omni_jax.interop.arrays import DTYPES, checksum, transpose_into
 from ar_omni_jax.interop.backbone import LAYER, NORMS, SCALED, SEPARATE, SHARED, Backbone, shapes, tied_again, untied
 from ar_omni_jax.interop.errors import InteropError, differences, refuse
 from ar_omni_jax.interop.output import Progress, check_output, staged
@@ -161,20 +161,26 @@ class _Leaves:
 def from_leaf(name: str, array: np.ndarray, config: TransformerConfig) -> np.ndarray:
     """One layer's slice of a leaf -> the canonical tensor."""
     part = name.rpartition(".")[2]
-    if part in ("wq", "wk", "wv"):
-        array = array.reshape(config.d_model, -1).T
-    elif part == "wo":
-        array = array.reshape(-1, config.d_model).T
-    elif part in ("w_gate", "w_up", "w_down", "output"):
-        array = array.T
-    return np.array(array, order="C")
+    if _is_flat(part):
+        return np.array(array, order="C")
+    rows = config.d_ff if part == "w_down" else config.num_heads * config.head_dim if part == "wo" else config.d_model
+    matrix = array.reshape(rows, -1)
+    result = np.empty(matrix.shape[::-1], matrix.dtype)
+    transpose_into(matrix, result)
+    return result
 
 
 def to_leaf(name: str, array: np.ndarray, out: np.ndarray) -> None:
     """Writes a canonical tensor into its place in a leaf, the inverse of `from_leaf`."""
-    part = name.rpartition(".")[2]
-    flat = part in NORMS or part.endswith("_norm") or part == "embedding"
-    out.reshape(array.shape if flat else array.shape[::-1])[...] = array if flat else array.T
+    if _is_flat(name.rpartition(".")[2]):
+        out.reshape(array.shape)[...] = array
+    else:
+        transpose_into(array, out.reshape(array.shape[::-1]))
+
+
+def _is_flat(part: str) -> bool:
+    """Whether leaf and canonical tensor have the same order: all but the matrices, of which the embedding is none."""
+    return part in NORMS or part.endswith("_norm") or part == "embedding"
 
 
 # ------------------------------------------------------------------------------------------------------ writing

@@ -102,7 +102,8 @@ class _AlwaysSave:
         return True
 
 
-def _context() -> ocp.Context:
+def orbax_context() -> ocp.Context:
+    """The Orbax settings under which checkpoints are written and read."""
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name=DESCRIPTION)
     context = ocp.Context()
@@ -161,7 +162,7 @@ class Checkpoints:
         if self._checkpointer is None:
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
-                context=_context(),
+                context=orbax_context(),
                 save_decision_policy=_AlwaysSave(),
                 preservation_policy=self._preservation,
                 cleanup_tmp_directories=True,
@@ -224,7 +225,7 @@ def read_description(path: str | Path) -> Description:
     """The description of the checkpoint in `path`; CheckpointError for another schema version."""
     path = Path(path).absolute()
     try:
-        with _context():
+        with orbax_context():
             fields = ocp.load_checkpointables(path, {DESCRIPTION: None})[DESCRIPTION]
         version = fields["schema_version"]
     except Exception as error:
@@ -254,7 +255,7 @@ def read_state(path: str | Path, abstract_state: State, description: Description
 def stored_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
     """(shape, dtype) of every array of the checkpoint in `path`, by name."""
     try:
-        with _context():
+        with orbax_context():
             metadata = ocp.checkpointables_metadata(path).metadata[STATE]
         return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in metadata.items()}
     except Exception as error:
@@ -284,7 +285,7 @@ def _read_leaves(path: Path, wanted: Mapping[str, Any], description: Description
     """The arrays named in `wanted` (ShapeDtypeStructs); all others stay on disk."""
     abstract = {name: wanted.get(name, ocp.PLACEHOLDER) for name in stored_arrays(path)}
     try:
-        with _context():
+        with orbax_context():
             loaded = ocp.load_checkpointables(path, {STATE: abstract})[STATE]
     except Exception as error:
         _reraise_when_memory_is_short(error)

@@ -2,8 +2,9 @@
 
 A directory holds `text.model`, `image.json` + `image.safetensors`, `speech.json` + `speech.safetensors`, and
 optionally `vocabulary.json` (`JointVocabulary.to_dict()`) where the layout is not the compact one. The name
-"toyworld" stands for the directory that ships with the package. Layout and identities come from the small JSON
-files: a codec's weights are read when it is first used, so text-only users never load one.
+"toyworld" stands for the directory that ships with the package. With Chameleon's `text_tokenizer.json` in place of
+`text.model` the layout is the published one, and parts that nobody needs may be missing. Layout and identities come
+from the small JSON files: a codec's weights are read when it is first used, so text-only users never load one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ar_omni_jax.tokenizers import chameleon_text
 from ar_omni_jax.tokenizers.text import TextCodec, TextTokenizer, TokenizerError
 from ar_omni_jax.vocabulary import JointVocabulary, VocabularyError, compact_vocabulary
 
@@ -31,6 +33,11 @@ _TRAIN = (
     "python -m ar_omni_jax.tokenizers.train --config=configs/tokenizer_{part}.py --workdir=WORK, then copy "
     "WORK/{part}.json and WORK/{part}.safetensors to {directory}"
 )
+_CONVERT = "python -m ar_omni_jax.convert --from={layout} --to=tokenizer --input=FILE.ckpt --output={directory}"
+_PUBLISHED_REMEDY = {
+    "image": _CONVERT.replace("{layout}", "vqgan"),
+    "speech": _CONVERT.replace("{layout}", "wavtokenizer"),
+}
 _REMEDY = {
     "text": "python -m ar_omni_jax.tokenizers.train_text --input=TOY/train.jsonl --output={directory}/text",
     "image": _TRAIN,
@@ -101,41 +108,72 @@ def load_tokenizers(name_or_dir: str | os.PathLike = "toyworld", *, need: Sequen
     directory = BUILT_IN.get(name, Path(name_or_dir))
     if not directory.is_dir():
         raise TokenizerError(f"tokenizers {name!r}: neither a directory nor one of {', '.join(BUILT_IN)}")
+    if (directory / chameleon_text.FILE).is_file():
+        return _load_published(directory, need)
     for part in PARTS:
-        for file in _FILES[part] if part in need else _FILES[part][:1]:
-            if not (directory / file).is_file():
-                raise TokenizerError(
-                    f"{directory / file} is missing ({part} tokenizer of {name!r}); make it with "
-                    f"{_REMEDY[part].format(part=part, directory=directory)}"
-                )
+        _require_files(directory, _FILES[part] if part in need else _FILES[part][:1], part, _REMEDY)
     text = TextTokenizer.load(directory / "text.model")
     records = {part: _read_json(directory / f"{part}.json", part) for part in ("image", "speech")}
     identities = {"text": text.identity} | {part: str(records[part]["identity"]) for part in records}
-    make = {
-        "text": lambda: text,
-        "image": functools.partial(_load, f"{__package__}.image.tokenizer", "ImageTokenizer", directory / "image"),
-        "speech": functools.partial(_load, f"{__package__}.speech.tokenizer", "SpeechTokenizer", directory / "speech"),
-    }
     layout = directory / "vocabulary.json"
     if layout.is_file():
         vocabulary = JointVocabulary.from_dict(_parse_json(layout))
     else:
         name = name if name in BUILT_IN else directory.name
-        vocabulary = _compact(name, text.size, records, directory)
-    return Tokenizers(vocabulary, identities, make)
+        image, codes = _image_config(records["image"], directory), _speech_codes(records["speech"], directory)
+        vocabulary = compact_vocabulary(text.size, image.n_embed, codes, image.grid, name=name)
+    return Tokenizers(vocabulary, identities, {"text": lambda: text} | _codec_makers(directory))
 
 
-def _compact(name: str, pieces: int, records: Mapping[str, dict], directory: Path) -> JointVocabulary:
-    """The compact layout of the sizes that the codecs' configurations state."""
+def _load_published(directory: Path, need: Sequence[str]) -> Tokenizers:
+    """A directory with Chameleon's text tokenizer: the published layout, and of image and speech what is needed."""
+    for part in PARTS[1:]:
+        _require_files(directory, _FILES[part] if part in need else (), part, _PUBLISHED_REMEDY)
+    there = [part for part in PARTS[1:] if (directory / f"{part}.json").is_file()]
+    records = {part: _read_json(directory / f"{part}.json", part) for part in there}
+    grid = {"image_grid": _image_config(records["image"], directory).grid} if "image" in records else {}
+    text = chameleon_text.read_published(directory / chameleon_text.FILE, **grid)
+    layout = directory / "vocabulary.json"
+    if layout.is_file():
+        text.vocabulary.require_same(JointVocabulary.from_dict(_parse_json(layout)).fingerprint, str(layout))
+    identities = {"text": text.identity} | {part: str(records[part]["identity"]) for part in there}
+    make = {"text": functools.partial(chameleon_text.ChameleonTextTokenizer, text)} | _codec_makers(directory)
+    return Tokenizers(text.vocabulary, identities, make)
+
+
+def _require_files(directory: Path, files: Sequence[str], part: str, remedies: Mapping[str, str]) -> None:
+    for file in files:
+        if not (directory / file).is_file():
+            raise TokenizerError(
+                f"{directory / file} is missing ({part} tokenizer of {str(directory)!r}); make it with "
+                f"{remedies[part].format(part=part, directory=directory)}"
+            )
+
+
+def _codec_makers(directory: Path) -> dict[str, Callable[[], Any]]:
+    return {
+        "image": functools.partial(_load, f"{__package__}.image.tokenizer", "ImageTokenizer", directory / "image"),
+        "speech": functools.partial(_load, f"{__package__}.speech.tokenizer", "SpeechTokenizer", directory / "speech"),
+    }
+
+
+def _image_config(record: dict, directory: Path) -> Any:
     from ar_omni_jax.tokenizers.image.config import VQGANConfig
+
+    try:
+        return VQGANConfig.from_dict({k: record[k] for k in ("ddconfig", "n_embed", "embed_dim")})
+    except (KeyError, ValueError, TypeError) as e:
+        raise TokenizerError(f"{directory}: image.json has an unusable config ({e!r})") from e
+
+
+def _speech_codes(record: dict, directory: Path) -> int:
+    """Size of the speech codebook."""
     from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig
 
     try:
-        image = VQGANConfig.from_dict({k: records["image"][k] for k in ("ddconfig", "n_embed", "embed_dim")})
-        speech = SpeechCodecConfig.from_dict(records["speech"]["config"])
+        return SpeechCodecConfig.from_dict(record["config"]).codebook_size
     except (KeyError, ValueError, TypeError) as e:
-        raise TokenizerError(f"{directory}: image.json or speech.json has an unusable config ({e!r})") from e
-    return compact_vocabulary(pieces, image.n_embed, speech.codebook_size, image.grid, name=name)
+        raise TokenizerError(f"{directory}: speech.json has an unusable config ({e!r})") from e
 
 
 def _parse_json(path: Path) -> dict:

@@ -29,6 +29,17 @@ class TextCodec(Protocol):
     def decode(self, pieces: Sequence[int] | np.ndarray) -> str: ...
 
 
+def require_utf8(text: str) -> None:
+    """TokenizerError for a str without UTF-8 form (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise TokenizerError(
+            f"text has the lone surrogate {text[e.start]!r} at position {e.start}; it was decoded with the wrong "
+            "encoding, read its file as UTF-8"
+        ) from e
+
+
 class TextTokenizer:
     """A SentencePiece model with byte fallback and no normalization; nothing is added to or taken from the text.
 
@@ -66,13 +77,7 @@ class TextTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """str -> int32 pieces [n]; TokenizerError for a str without UTF-8 form (a lone surrogate)."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            raise TokenizerError(
-                f"text has the lone surrogate {text[e.start]!r} at position {e.start}; it was decoded with the wrong "
-                "encoding, read its file as UTF-8"
-            ) from e
+        require_utf8(text)
         pieces: list[int] = []
         for i, run in enumerate(text.split(_SPACE)):
             if i:

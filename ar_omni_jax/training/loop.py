@@ -272,7 +272,8 @@ class _Training:
             return state, description.step, description.loader_step, Window(description.progress)
         state = self.run_.trainer.init(self.config.seed)
         if self.config.train.init_from:
-            state = initialize_from(state, self.config.train.init_from, self.run_.vocabulary)
+            placement = self.config.model.norm_placement
+            state = initialize_from(state, self.config.train.init_from, self.run_.vocabulary, placement)
         return state, 0, 0, Window()
 
     def _check(self, saved: Description) -> None:
@@ -327,10 +328,11 @@ def require_same_vocabulary(saved: Description, vocabulary: JointVocabulary, whe
         )
 
 
-def initialize_from(state, directory: str, vocabulary: JointVocabulary):
+def initialize_from(state, directory: str, vocabulary: JointVocabulary, norm_placement: str = ""):
     """`state` with the weights of another run's checkpoint; optimizer and step stay fresh.
 
-    The perceptual projection comes along where the checkpoint has one that fits; an exported model has none.
+    The perceptual projection comes along where the checkpoint has one that fits; an exported model has none. Weights
+    of another `norm_placement` than this run's are loaded with a warning: they are then another function.
     """
     where = f"config.train.init_from = {directory}"
     own = named_leaves(state.params)
@@ -341,6 +343,12 @@ def initialize_from(state, directory: str, vocabulary: JointVocabulary):
             say(f"{where} has no {name} of shape {list(leaf.shape)}; it starts from new values")
             leaves[name] = leaf
     loaded = place_leaves(state.params, leaves, where)
+    found = description.config.get("model", {}).get("norm_placement", norm_placement)
+    if norm_placement and found != norm_placement:
+        logging.warning(
+            "%s holds %s-norm weights, this run is %s-norm: a starting point, not the same model (the same function "
+            "needs --config.model.norm_placement=%s)", where, found, norm_placement, found
+        )
     say(f"weights from step {description.step} of {directory}")
     return dataclasses.replace(state, params=jax.tree.map(lambda x, old: x.astype(old.dtype), loaded, state.params))
 

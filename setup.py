@@ -29,7 +29,7 @@ CORE = [
 EXTRAS = {
     # The toy world's speech (espeak-ng as a wheel) and its independent judge.
     "demo": ["espeakng-loader>=0.2.4", "pocketsphinx>=5.0.4"],
-    "torch": ["torch>=2.4", "transformers>=4.43"],
+    "torch": ["torch>=2.4", "transformers>=4.43", "tokenizers"],
     "tfds": ["tensorflow-datasets>=4.9.9", "tensorflow-cpu"],
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],

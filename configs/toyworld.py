@@ -6,9 +6,9 @@ or, with data made by the first steps of that script,
 
   python -m ar_omni_jax.main --config=configs/toyworld.py --workdir=DIR --config.data.path=PACKED
 
-Expected on 2 CPU cores: 16 minutes at about 4,500 tokens/s; held-out loss 0.71 (text), 1.18 (image) and 3.91 (speech)
-nats a token; captions 49 % of attributes right, ASR word error 43 % on an unheard voice. Pictures do not follow the
-text yet.
+Expected on 2 CPU cores: 19 minutes at about 6,200 tokens/s; held-out loss 0.57 (text), 0.49 (image) and 3.36 (speech)
+nats a token; captions 51 % of attributes right (chance 24), ASR word error 5 % on an unheard voice, TTS 68 %. Pictures
+begin to follow the text: 35 % of the objects stand where it says (chance 10), colours and shapes come later.
 """
 
 from ar_omni_jax.config import base_config
@@ -18,12 +18,12 @@ def get_config(arg: str = ""):
     if arg:
         raise ValueError(f"unknown variant {arg!r}; there is none")
     config = base_config()
-    config.model.update(num_layers=4, d_model=256, num_heads=8, num_kv_heads=8, head_dim=32, d_ff=512)
+    config.model.update(num_layers=4, d_model=192, num_heads=6, num_kv_heads=6, head_dim=32, d_ff=384)
     config.model.update(max_length=1024)
     config.model.attention = "rowwise"  # fastest on one CPU; "blocked" on several devices
     config.data.update(length=512, batch_size=4)
     config.loss.update(perceptual_weight=0.01, z_loss=1e-5)
     config.optimizer.update(peak_lr=3e-3, muon_lr=0.02, b2=0.98, weight_decay=0.05)
-    config.train.update(steps=2000, log_every=20, eval_every=250, eval_batches=16, checkpoint_every=250)
-    config.train.update(sample_every=1000)
+    config.train.update(steps=3400, log_every=20, eval_every=340, eval_batches=16, checkpoint_every=340)
+    config.train.update(sample_every=1700)
     return config

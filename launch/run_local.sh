@@ -4,12 +4,12 @@
 # kept and training resumes from its last checkpoint.
 #
 #   bash launch/run_local.sh                                  about half an hour on 2 CPU cores
-#   WORKDIR=runs/long STEPS=20000 SCENES=12000 bash launch/run_local.sh     a longer run
+#   WORKDIR=runs/long STEPS=20000 SCENES=24000 bash launch/run_local.sh     a longer run
 #   bash launch/run_local.sh --config.optimizer.peak_lr=1e-3  further arguments go to training
 #
 #   WORKDIR  where everything is written (default: runs/toyworld)
 #   CONFIG   training configuration      (default: configs/toyworld.py)
-#   SCENES   scenes in the data set      (default: 4000)
+#   SCENES   scenes in the data set      (default: 8000)
 #   STEPS    training steps              (default: the configuration's)
 #   LIMIT    held-out documents a task in the evaluation (default: 64)
 #   VENV     virtual environment         (default: .venv)
@@ -17,7 +17,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 WORKDIR=${WORKDIR:-runs/toyworld}
 CONFIG=${CONFIG:-configs/toyworld.py}
-SCENES=${SCENES:-4000}
+SCENES=${SCENES:-8000}
 LIMIT=${LIMIT:-64}
 started=$SECONDS
 

@@ -13,6 +13,7 @@ from ar_omni_jax.interop.arrays import DTYPES, KEEP
 from ar_omni_jax.interop.backbone import Backbone, with_dtype
 from ar_omni_jax.interop.errors import InteropError
 from ar_omni_jax.interop.extend import initialize_rows
+from ar_omni_jax.interop.hf_config import vocabulary_map
 from ar_omni_jax.tokenizers.bundle import load_tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
 from ar_omni_jax.vocabulary import JointVocabulary, Modality, VocabularyError, chameleon_vocabulary
@@ -27,6 +28,7 @@ def prepare(backbone: Backbone, options: Any) -> Backbone:
     """
     backbone = _placed(backbone, options.norm_placement)
     backbone = _named(backbone, options)
+    _require_same_names(backbone)
     if options.init_rows:
         backbone = initialize_rows(backbone, options.init_rows, options.init_seed)
     elif backbone.vocabulary is not None and backbone.vocabulary.size != backbone.config.vocab_size:
@@ -85,6 +87,22 @@ def _require_same_meaning(old: JointVocabulary, new: JointVocabulary) -> None:
             f"vocabulary {new.name!r} ({new.fingerprint}) is not the model's {old.name!r} ({old.fingerprint}): "
             f"{len(changed)} ids mean something else; the first, {i}, is {olds[i]} in the model and "
             f"{news.get(i, 'nothing')} there. Rows do not move between ids: choose a vocabulary that keeps them"
+        )
+
+
+def _require_same_names(backbone: Backbone) -> None:
+    """InteropError when the input's HF config has image codes or special tokens at other ids than the vocabulary."""
+    theirs = backbone.hf.get("vocabulary_map")
+    if backbone.vocabulary is None or not isinstance(theirs, dict):
+        return
+    ours = {name: i for name, i in vocabulary_map(backbone.vocabulary).items() if name != "<image>"}
+    wrong = [name for name, i in ours.items() if theirs.get(name, i) != i]
+    wrong += [name for name in theirs if name.startswith("IMGIMG") and name not in ours]
+    if wrong:
+        raise InteropError(
+            f"the input's config.json has {wrong[0]} at id {theirs[wrong[0]]}, vocabulary {backbone.vocabulary.name!r} "
+            f"{f'at {ours[wrong[0]]}' if wrong[0] in ours else 'has no such code'} ({len(wrong)} such names); give the "
+            "--vocabulary that the model was trained with"
         )
 
 

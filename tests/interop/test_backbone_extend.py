@@ -99,6 +99,22 @@ def test_ids_keep_what_they_stand_for(tmp_path, capsys):
     assert "the first, 4, is the marker boi in the model and image 0 there" in messages[1]
 
 
+@pytest.mark.parametrize(("name", "place"), [("IMGIMGDZ", 30), ("</s>", 9), ("IMGIMGBGZ", 70)])
+def test_hfs_names_are_held_against_the_vocabulary(tmp_path, capsys, name, place):
+    """Without our own file beside the weights, their config alone says where image codes and specials are."""
+    import json
+
+    path = backbones.save(backbones.make(), "hf", tmp_path / "hf")
+    (path / "ar_omni_jax.json").unlink()
+    (tmp_path / "v.json").write_text(json.dumps(VOCABULARY.to_dict()))
+    assert backbones.run(path, tmp_path / "right", "orbax", vocabulary=tmp_path / "v.json") == 0
+    config = json.loads((path / "config.json").read_text())
+    config["vocabulary_map"][name] = place
+    (path / "config.json").write_text(json.dumps(config))
+    assert backbones.run(path, tmp_path / "wrong", "orbax", vocabulary=tmp_path / "v.json") == 1
+    assert f"config.json has {name} at id {place}, vocabulary 'tiny' " in capsys.readouterr().err
+
+
 def test_a_smaller_vocabulary_is_no_case_for_new_rows(tmp_path, capsys):
     import json
 

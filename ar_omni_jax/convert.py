@@ -3,7 +3,7 @@
 python -m ar_omni_jax.convert --to=orbax --input=chameleon-7b-hf --output=runs/chameleon
 python -m ar_omni_jax.convert --to=hf --input=runs/mine --output=mine-hf --dtype=bfloat16
 python -m ar_omni_jax.convert --to=meta --input=runs/mine --output=mine-meta --model_parallel_size=2
-python -m ar_omni_jax.convert --to=orbax --input=anole-7b --output=runs/anole --init_rows=speech,boa,eoa,eoh,eom
+python -m ar_omni_jax.convert --to=orbax --input=anole/models/7b --output=runs/anole --init_rows=speech,boa,eoa,eoh,eom
 python -m ar_omni_jax.convert --from=vqgan --to=tokenizer --input=vqgan.ckpt --output=tokenizers
 python -m ar_omni_jax.convert --from=tokenizer --to=wavtokenizer --input=tokenizers --output=exported
 
@@ -28,6 +28,19 @@ from ar_omni_jax.model.config import NORM_PLACEMENTS
 from ar_omni_jax.templates import TEMPLATE_SETS
 
 BACKBONE = "backbone"
+_BACKBONES = ("orbax", "hf", "vendored", "meta")
+# Options that mean something to some layouts only: name -> (which end of the conversion, its layouts).
+_MEANT_FOR = {
+    "config": ("source", ("vqgan", "wavtokenizer")),
+    "step": ("source", ("orbax",)),
+    "model_parallel_size": ("target", ("meta",)),
+    "max_shard_size": ("target", ("hf", "vendored")),
+    "image_tokenizer": ("target", ("hf",)),
+}
+_MEANT_FOR |= dict.fromkeys(
+    ("dtype", "vocabulary", "tokenizers", "template", "norm_placement", "init_rows", "init_seed"),
+    ("target", _BACKBONES),
+)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -94,6 +107,7 @@ def convert(options: argparse.Namespace) -> None:
         raise InteropError(
             f"{source} is a {reader.family}, {options.target} a {writer.family}; choose --to of the same family"
         )
+    _require_meaning(options, source)
     content = reader.load(options.input, options)
     if reader.family == BACKBONE:
         from ar_omni_jax.interop.conversion import describe, prepare
@@ -105,6 +119,19 @@ def convert(options: argparse.Namespace) -> None:
     for line in writer.save(content, options.output, options):
         print(f"note: {line}")
     print(f"wrote {options.output}")
+
+
+def _require_meaning(options: argparse.Namespace, source: str) -> None:
+    """InteropError naming the options that this conversion would pass over."""
+    unset = parse_arguments(["--to=hf", "--input=.", "--output=."])
+    lines = [
+        f"--{name} means nothing {'from' if end == 'source' else 'to'} {at}: it is for {', '.join(layouts)}"
+        for name, (end, layouts) in _MEANT_FOR.items()
+        if (at := source if end == "source" else options.target) not in layouts
+        and getattr(options, name) != getattr(unset, name)
+    ]
+    if lines:
+        raise InteropError(f"{'; '.join(lines)}. Leave it out")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

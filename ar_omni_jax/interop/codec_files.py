@@ -14,7 +14,8 @@ import numpy as np
 
 from ar_omni_jax.interop.errors import SHOWN, InteropError, refuse
 from ar_omni_jax.interop.safetensors_io import SafetensorsReader
-from ar_omni_jax.interop.torch_files import read_torch_file, require_torch
+from ar_omni_jax.interop.torch_files import read_torch_file
+from ar_omni_jax.interop.torch_writer import TorchWriter
 from ar_omni_jax.tokenizers.image.config import VQGANConfig
 from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig
 
@@ -220,14 +221,17 @@ def write_torch_and_yaml(path: Path, tensors: Mapping[str, np.ndarray], settings
 
     Both are written in full under temporary names first, so that a crash leaves no part of a file.
     """
-    torch, yaml = require_torch(), _yaml()
+    yaml = _yaml()
     require_free(path, path.with_suffix(".yaml"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+    specs = {name: (array.shape, array.dtype.name) for name, array in tensors.items()}
     targets = (path, path.with_suffix(".yaml"))
     temporary = {target: target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in targets}
     try:
-        torch.save({"state_dict": state}, temporary[path])
+        writer = TorchWriter(temporary[path], specs, under="state_dict")
+        for name, array in tensors.items():
+            writer.write(name, array)
+        writer.close()
         text = yaml.safe_dump(dict(settings), sort_keys=False, default_flow_style=None)
         temporary[targets[1]].write_text(text, encoding="utf-8")
         for file in temporary.values():

@@ -7,13 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ar_omni_jax.interop.arrays import DTYPES, KEEP
 from ar_omni_jax.interop.backbone import Backbone, with_dtype
 from ar_omni_jax.interop.errors import InteropError
 from ar_omni_jax.interop.extend import initialize_rows
+from ar_omni_jax.interop.hf_config import vocabulary_map
 from ar_omni_jax.tokenizers.bundle import load_tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
-from ar_omni_jax.vocabulary import JointVocabulary, VocabularyError, chameleon_vocabulary
+from ar_omni_jax.vocabulary import JointVocabulary, Modality, VocabularyError, chameleon_vocabulary
 
 PUBLISHED = "chameleon"
 
@@ -25,12 +28,15 @@ def prepare(backbone: Backbone, options: Any) -> Backbone:
     """
     backbone = _placed(backbone, options.norm_placement)
     backbone = _named(backbone, options)
+    _require_same_names(backbone)
     if options.init_rows:
         backbone = initialize_rows(backbone, options.init_rows, options.init_seed)
     elif backbone.vocabulary is not None and backbone.vocabulary.size != backbone.config.vocab_size:
+        more = backbone.vocabulary.size > backbone.config.vocab_size
         raise InteropError(
             f"vocabulary {backbone.vocabulary.name!r} has {backbone.vocabulary.size} ids, the model "
-            f"{backbone.config.vocab_size}; choose another --vocabulary, or make new rows with --init_rows=missing"
+            f"{backbone.config.vocab_size}; choose another --vocabulary"
+            + (", or make new rows with --init_rows=missing" if more else ": rows are never dropped")
         )
     return _typed(backbone, options.dtype)
 
@@ -61,12 +67,53 @@ def _named(backbone: Backbone, options: Any) -> Backbone:
         notes.append("65,536 ids and no --vocabulary: the published layout (chameleon) is taken")
     else:
         return backbone.replace(settings=settings)
+    if backbone.vocabulary is not None:
+        _require_same_meaning(backbone.vocabulary, vocabulary)
     if "template" not in settings and vocabulary.fingerprint == chameleon_vocabulary().fingerprint:
         settings["template"] = "released"
         notes.append("prompts follow the released checkpoints' templates (--template=paper for Table 10's)")
     if vocabulary.fingerprint == chameleon_vocabulary().fingerprint:
         settings.setdefault("tokenizers", PUBLISHED)
     return backbone.replace(vocabulary=vocabulary, settings=settings).note(*notes)
+
+
+def _require_same_meaning(old: JointVocabulary, new: JointVocabulary) -> None:
+    """InteropError when ids that meant something come to mean something else: their rows would be others' rows."""
+    olds, news = _meanings(old), _meanings(new)
+    changed = [i for i, meaning in sorted(olds.items()) if news.get(i) != meaning]
+    if changed:
+        i = changed[0]
+        raise InteropError(
+            f"vocabulary {new.name!r} ({new.fingerprint}) is not the model's {old.name!r} ({old.fingerprint}): "
+            f"{len(changed)} ids mean something else; the first, {i}, is {olds[i]} in the model and "
+            f"{news.get(i, 'nothing')} there. Rows do not move between ids: choose a vocabulary that keeps them"
+        )
+
+
+def _require_same_names(backbone: Backbone) -> None:
+    """InteropError when the input's HF config has image codes or special tokens at other ids than the vocabulary."""
+    theirs = backbone.hf.get("vocabulary_map")
+    if backbone.vocabulary is None or not isinstance(theirs, dict):
+        return
+    ours = {name: i for name, i in vocabulary_map(backbone.vocabulary).items() if name != "<image>"}
+    wrong = [name for name, i in ours.items() if theirs.get(name, i) != i]
+    wrong += [name for name in theirs if name.startswith("IMGIMG") and name not in ours]
+    if wrong:
+        raise InteropError(
+            f"the input's config.json has {wrong[0]} at id {theirs[wrong[0]]}, vocabulary {backbone.vocabulary.name!r} "
+            f"{f'at {ours[wrong[0]]}' if wrong[0] in ours else 'has no such code'} ({len(wrong)} such names); give the "
+            "--vocabulary that the model was trained with"
+        )
+
+
+def _meanings(vocabulary: JointVocabulary) -> dict[int, str]:
+    """{id: what it stands for} of every id that is not reserved."""
+    found = {i: f"the marker {name}" for name, i in vocabulary.markers.items()}
+    for modality in (Modality.TEXT, Modality.IMAGE, Modality.SPEECH):
+        codes = np.arange(vocabulary.range_of(modality).count)
+        ids = vocabulary.to_ids(modality, codes).tolist()
+        found |= {i: f"{modality.name.lower()} {code}" for code, i in enumerate(ids)}
+    return found
 
 
 def read_vocabulary(word: str) -> JointVocabulary:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ar_omni_jax.interop import sidecar
+from ar_omni_jax.interop.arrays import DTYPES
 from ar_omni_jax.interop.backbone import (
     NORMS,
     SCALED,
@@ -197,6 +199,7 @@ def save(backbone: Backbone, output: Path, options: Any, *, permuted: bool = Tru
     extras = backbone.extras
     if getattr(options, "image_tokenizer", None) and permuted:
         extras = image_tokenizer_extras(Path(options.image_tokenizer), VQ_PREFIX)
+        _require_codes(backbone, extras.settings["num_embeddings"], options.image_tokenizer)
     lines += _told(extras, backbone, permuted)
     extras = extras if permuted else None
     plan = backbone if backbone.tie == SHARED else untied(backbone)
@@ -213,7 +216,7 @@ def save(backbone: Backbone, output: Path, options: Any, *, permuted: bool = Tru
     specs = {file_name(name): (table[file_name(name)], plan.dtypes[name]) for name in plan.shapes}
     if extras:
         specs |= {name: (shape, extras.dtypes[name]) for name, shape in extras.shapes.items()}
-    check_output(output, backbone.size())
+    check_output(output, sum(math.prod(shape) * DTYPES[dtype].itemsize for shape, dtype in specs.values()))
     with staged(output) as folder:
         tensors = _written(plan, extras, permuted)
         lines.append(write_shards(folder, specs, tensors, getattr(options, "max_shard_size", 5 * 10**9)))
@@ -226,6 +229,15 @@ def save(backbone: Backbone, output: Path, options: Any, *, permuted: bool = Tru
         write_files(folder, texts)
         sidecar.write(folder, backbone)
     return lines
+
+
+def _require_codes(backbone: Backbone, codes: int, image_tokenizer: str) -> None:
+    vocabulary = backbone.vocabulary
+    if vocabulary is not None and vocabulary.image.count != codes:
+        raise InteropError(
+            f"--image_tokenizer={image_tokenizer} has {codes} codes, vocabulary {vocabulary.name!r} of the model "
+            f"{vocabulary.image.count}; give the image tokenizer that the model was trained with"
+        )
 
 
 def _told(extras: Extras | None, backbone: Backbone, permuted: bool) -> list[str]:

@@ -51,6 +51,8 @@ def read_config(raw: Mapping[str, Any], where: str) -> tuple[TransformerConfig, 
     swin = raw.get("swin_norm")
     if swin is None:
         assumed.append("swin_norm = false (pre-norm)")
+    if not (raw.get("rope_theta") or (raw.get("rope_parameters") or {}).get("rope_theta")):
+        assumed.append(f"rope_theta = {theta}")
     notes = (f"{where} leaves out {', '.join(assumed)}: the format's defaults are taken",) if assumed else ()
     try:
         config = TransformerConfig(
@@ -59,7 +61,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> tuple[TransformerConfig, 
             rope_theta=float(theta),
             norm_placement="swin" if swin else "pre",
         )
-    except (ConfigError, TypeError, ZeroDivisionError) as error:
+    except (ConfigError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InteropError(f"{where}: {error}") from error
     return config, {"tied": bool(raw.get("tie_word_embeddings")), "groups": raw.get("model_parallel_size")}, notes
 

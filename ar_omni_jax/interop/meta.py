@@ -12,7 +12,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,20 @@ from ar_omni_jax.interop.backbone import (
     NORMS,
     SCALED,
     SEPARATE,
-    SHARED,
     Backbone,
     require_publishable,
     shapes,
     tied_again,
     untied,
 )
-from ar_omni_jax.interop.errors import InteropError, differences, refuse
+from ar_omni_jax.interop.errors import SHOWN, InteropError, differences, refuse
 from ar_omni_jax.interop.hf_config import take_compute
 from ar_omni_jax.interop.meta_params import PARAMS, read_params, write_params
 from ar_omni_jax.interop.output import Progress, check_output, staged
 from ar_omni_jax.interop.registry import Layout
 from ar_omni_jax.interop.tensor_files import TorchReader, wrong_dtypes
 from ar_omni_jax.interop.torch_writer import TorchWriter
-from ar_omni_jax.model.config import TransformerConfig
+from ar_omni_jax.model.config import ConfigError, TransformerConfig
 
 ROPE = "rope.freqs"
 _NAMES = {
@@ -127,30 +126,40 @@ def load(path: Path, options: Any) -> Backbone:
     readers = [TorchReader(file) for file in files]
     first = readers[0]
     config = _sizes(config, first, len(files), folder)
-    tie = SEPARATE if _TOP["output"] in first.shapes else SHARED
-    needed = file_shapes(config, tie, len(files))
+    needed = file_shapes(config, SEPARATE, len(files))  # without output.weight a file is cut, not tied
     if first.shapes.get(_TOP["embedding"]) == (config.vocab_size // len(files), config.d_model):
         needed[_TOP["embedding"]] = (config.vocab_size // len(files), config.d_model)
     for reader in readers:
-        lines = differences(needed, reader.shapes, [ROPE]) + wrong_dtypes(reader.dtypes, needed)
+        lines = differences(needed, reader.shapes, [ROPE]) + wrong_dtypes(reader.dtypes, [*needed, ROPE])
+        lines += _other_types(first, reader, needed)
         refuse(str(reader.path), lines, f"Check that {PARAMS} belongs to these files")
     _check_rope(first, config)
     beside = sidecar.read(folder)
     config = take_compute(config, beside.get("model", {}), first.dtypes[_TOP["embedding"]])
-    config = dataclasses.replace(config, qk_norm_groups=len(files), max_length=_length(config, beside))
+    try:
+        config = dataclasses.replace(config, qk_norm_groups=len(files), max_length=_length(config, beside))
+    except ConfigError as error:
+        raise InteropError(f"{folder}: {len(files)} shards have a row of query and key norms each: {error}") from error
     merge = functools.partial(_merged, readers, config)
     backbone = Backbone(
         config=config,
-        tie=tie,
-        dtypes={name: first.dtypes[file_name(name)] for name in shapes(config, tie)},
+        tie=SEPARATE,
+        dtypes={name: first.dtypes[file_name(name)] for name in shapes(config)},
         get=merge,
-        order=tuple(shapes(config, tie)),
+        order=tuple(shapes(config)),
         vocabulary=beside.get("vocabulary"),
         settings=beside.get("settings", {}),
         notes=(*notes, *_untold(config, beside), *_uneven(readers, config)),
     )
     backbone = _fewer_groups(backbone, beside.get("model", {}).get("qk_norm_groups"))
     return tied_again(backbone, beside.get("tie", ""))
+
+
+def _other_types(first: TorchReader, reader: TorchReader, names: Iterable[str]) -> list[str]:
+    """Lines on tensors whose parts in two shards have different types and cannot be joined."""
+    pairs = [(name, first.dtypes.get(name), reader.dtypes.get(name)) for name in names]
+    odd = [pair for pair in pairs if None not in pair and pair[1] != pair[2]]
+    return [f"wrong type: {name} is {found}, in {first.path.name} {said}" for name, said, found in odd[:SHOWN]]
 
 
 def _length(config: TransformerConfig, beside: Mapping) -> int:
@@ -248,7 +257,7 @@ def save(backbone: Backbone, output: Path, options: Any) -> list[str]:
         lines.append(f"the tied table is written as two ({how}): the layout always has output.weight")
     if backbone.extras is not None:
         lines.append(f"{len(backbone.extras.shapes)} tensors of the image encoder are left out: not in this layout")
-    check_output(output, backbone.size())
+    check_output(output, plan.size())
     with staged(output) as folder:
         written = _write_shards(folder, plan, shards)
         params, consolidated = write_params(plan.config, shards)

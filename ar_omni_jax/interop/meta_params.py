@@ -21,9 +21,9 @@ def read_params(folder: Path) -> tuple[TransformerConfig, tuple[str, ...], int |
     if not (folder / PARAMS).is_file():
         raise InteropError(f"{folder / PARAMS} is not there: heads and norm placement stand in it alone")
     outer = read_json(folder / PARAMS)
-    if (folder / CONSOLIDATED).is_file():
-        outer |= read_json(folder / CONSOLIDATED)
-    inner = outer | outer.get("model", {}) if isinstance(outer.get("model", {}), dict) else outer
+    last = read_json(folder / CONSOLIDATED) if (folder / CONSOLIDATED).is_file() else {}
+    model = outer.get("model")
+    inner = outer | (model if isinstance(model, dict) else {}) | last
     missing = [key for key in _REQUIRED if not isinstance(inner.get(key), int)]
     if missing:
         raise InteropError(f"{folder / PARAMS} lacks {', '.join(missing)}; is it the file of these weights?")
@@ -54,7 +54,7 @@ def read_params(folder: Path) -> tuple[TransformerConfig, tuple[str, ...], int |
     except (ConfigError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InteropError(f"{folder / PARAMS}: {error}") from error
     notes = (f"{folder / PARAMS} leaves out {', '.join(assumed)}: the format's defaults are taken",) if assumed else ()
-    return config, notes, outer.get("model_parallel_size")
+    return config, notes, inner.get("model_parallel_size")
 
 
 def feed_forward_width(dim: int, multiplier: float, multiple_of: int) -> int:

@@ -44,7 +44,7 @@ class SafetensorsReader:
         for name, entry in header.items():
             try:
                 self.shapes[name] = tuple(int(n) for n in entry["shape"])
-                code, (begin, end) = entry["dtype"], entry["data_offsets"]
+                code, (begin, end) = entry["dtype"], map(int, entry["data_offsets"])
             except (KeyError, TypeError, ValueError) as error:
                 raise self._damaged(f"the entry of {name} is malformed") from error
             if code in _SIZES and end - begin != math.prod(self.shapes[name]) * _SIZES[code]:

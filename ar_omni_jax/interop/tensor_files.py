@@ -12,7 +12,7 @@ import numpy as np
 from ar_omni_jax.interop.arrays import DTYPES
 from ar_omni_jax.interop.errors import InteropError
 from ar_omni_jax.interop.safetensors_io import SafetensorsReader
-from ar_omni_jax.interop.torch_files import read_torch_file
+from ar_omni_jax.interop.torch_files import is_mapped, read_torch_file
 
 # Ways to store one model, best first: (one file, index of several).
 FORMS = (
@@ -28,6 +28,7 @@ class TorchReader:
     def __init__(self, path: str | Path):
         self.path, self._read = Path(path), 0
         self._tensors = read_torch_file(path)
+        self._mapped = is_mapped(path)
         self.shapes = {name: tuple(t.shape) for name, t in self._tensors.items()}
         self.dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in self._tensors.items()}
 
@@ -39,7 +40,7 @@ class TorchReader:
         words = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
         array = tensor.view(words).numpy().view(DTYPES[self.dtypes[name]]).copy()
         self._read += array.nbytes
-        if self._read > _REMAP:
+        if self._mapped and self._read > _REMAP:
             del tensor
             self._tensors, self._read = read_torch_file(self.path), 0
         return array

@@ -23,10 +23,15 @@ def require_torch() -> Any:
         import torch
     except ImportError as error:
         raise InteropError(
-            f"reading .pth and .ckpt files needs PyTorch ({error}); install it with "
+            f"reading .pth, .bin and .ckpt files needs PyTorch ({error}); install it with "
             'pip install "ar_omni_jax[torch]" (the CPU build is enough)'
         ) from error
     return torch
+
+
+def is_mapped(path: str | Path) -> bool:
+    """Whether a file's tensors are mapped; files of PyTorch before 1.6 are bare pickles, which are read whole."""
+    return zipfile.is_zipfile(path)
 
 
 def read_torch_file(path: str | Path) -> dict[str, torch.Tensor]:
@@ -43,8 +48,7 @@ def read_torch_file(path: str | Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise InteropError(f"{path} is not there; give the path of a .pth or .ckpt file")
     try:
-        mapped = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 are bare pickles, which cannot be mapped
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped(path))
     except pickle.UnpicklingError as error:
         raise InteropError(_refusal(path, str(error))) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
@@ -76,7 +80,9 @@ def _tensors(path: Path, loaded: Any, torch: Any) -> dict[str, torch.Tensor]:
             break
     if not isinstance(loaded, dict) or not loaded:
         raise InteropError(f"{path} holds {type(loaded).__name__}, not tensors by name; is it a checkpoint?")
+    # Anole's consolidated.pth has "rope.freqs": None. That is no weight; where one is needed, it is missing.
+    loaded = {name: value for name, value in loaded.items() if value is not None}
     bad = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
     if bad:
         raise InteropError(f"{path}: {', '.join(bad[:5])} is no tensor; give a file that holds a state_dict")
-    return dict(loaded)
+    return loaded

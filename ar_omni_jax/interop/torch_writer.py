@@ -8,6 +8,7 @@ all tensors at once.
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import struct
 import zipfile
@@ -27,15 +28,16 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # equal weights give equal files
 class TorchWriter:
     """A .pth file of {name: tensor}, filled in any order.
 
-    Args: specs: {name: (shape, dtype name of `arrays.DTYPES`)}; the order of the dictionary.
+    Args: specs: {name: (shape, dtype name of `arrays.DTYPES`)}; the order of the dictionary. under: the file holds
+      {under: {name: tensor}} instead, as training programs write it ("state_dict").
     """
 
-    def __init__(self, path: str | Path, specs: Mapping[str, tuple[tuple[int, ...], str]]):
+    def __init__(self, path: str | Path, specs: Mapping[str, tuple[tuple[int, ...], str]], under: str = ""):
         self._specs, self._keys = dict(specs), {name: str(i) for i, name in enumerate(specs)}
         self._missing = set(specs)
         self._file = open(path, "wb")
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
-        self._record("data.pkl", _pickled(self._specs, self._keys))
+        self._record("data.pkl", _pickled(self._specs, self._keys, under))
         self._record("byteorder", b"little")
 
     def _record(self, name: str, data) -> None:
@@ -64,19 +66,21 @@ class TorchWriter:
             raise ValueError(f"never written: {sorted(self._missing)[:5]}")
         self._record("version", b"3\n")
         self._zip.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
 
 
-def _pickled(specs: Mapping[str, tuple[tuple[int, ...], str]], keys: Mapping[str, str]) -> bytes:
+def _pickled(specs: Mapping[str, tuple[tuple[int, ...], str]], keys: Mapping[str, str], under: str) -> bytes:
     """The pickle (protocol 2) of {name: tensor}: each a call of torch's rebuild function on a storage by its key."""
-    out = [b"\x80\x02}("]
+    out = [b"\x80\x02", *((b"}(", _text(under)) if under else ()), b"}("]
     for name, (shape, dtype) in specs.items():
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
         out += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n((", _text("storage")]
         out += [b"ctorch\n", _STORAGES[dtype], b"\n", _text(keys[name]), _text("cpu"), _integer(math.prod(shape))]
         out += [b"tQ", _integer(0), _integers(shape), _integers(strides), b"\x89"]
         out += [b"ccollections\nOrderedDict\n)R", b"tR"]
-    return b"".join(out) + b"u."
+    return b"".join(out) + (b"uu." if under else b"u.")
 
 
 def _text(value: str) -> bytes:

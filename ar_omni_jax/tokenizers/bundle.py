@@ -107,7 +107,10 @@ def load_tokenizers(name_or_dir: str | os.PathLike = "toyworld", *, need: Sequen
     name = str(name_or_dir)
     directory = BUILT_IN.get(name, Path(name_or_dir))
     if not directory.is_dir():
-        raise TokenizerError(f"tokenizers {name!r}: neither a directory nor one of {', '.join(BUILT_IN)}")
+        raise TokenizerError(
+            f"tokenizers {name!r}: neither a directory nor one of {', '.join(BUILT_IN)}; give the folder that the data "
+            "or the model was made with (--tokenizers of ar_omni_jax.convert and build_shards)"
+        )
     if (directory / chameleon_text.FILE).is_file():
         return _load_published(directory, need)
     for part in PARTS:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ar_omni_jax.interop import tensor_files
 from ar_omni_jax.interop.errors import InteropError
 from ar_omni_jax.interop.torch_files import read_torch_file
 from tests.interop import backbones
@@ -169,6 +170,79 @@ def test_torch_files_of_all_kinds(tmp_path):
         read_torch_file(tmp_path / "mixed.pth")
     with pytest.raises(InteropError, match="is not there"):
         read_torch_file(tmp_path / "none.pth")
+
+
+def change_pth(file, edit):
+    """Rewrites one .pth file after `edit(tensors)`."""
+    tensors = torch.load(file, weights_only=True)
+    edit(tensors)
+    torch.save(tensors, file)
+
+
+def test_metas_file_without_its_output_matrix_is_cut_and_not_tied(tmp_path, sources, capsys):
+    path = shutil.copytree(sources / "meta", tmp_path / "meta")
+    change_pth(path / "consolidated.pth", lambda t: t.pop("output.weight"))
+    assert "missing: output.weight [128, 24]" in refused(capsys, path, "orbax")
+
+
+def test_shards_of_different_types(tmp_path, sources, capsys):
+    path = shutil.copytree(sources / "shards", tmp_path / "meta")
+    name = "layers.1.attention.wq.weight"
+    change_pth(path / "consolidated.01.pth", lambda t: t.update({name: t[name].bfloat16()}))
+    message = refused(capsys, path, "hf")
+    assert "consolidated.01.pth" in message
+    assert f"wrong type: {name} is bfloat16, in consolidated.00.pth float32" in message
+
+
+def test_anoles_file_has_a_name_without_a_tensor(tmp_path, sources, capsys):
+    """Its converter writes "rope.freqs": None, for Chameleon's loader wants that name; no other may be None."""
+    path = shutil.copytree(sources / "meta", tmp_path / "meta")
+    change_pth(path / "consolidated.pth", lambda t: t.update({"rope.freqs": None}))
+    backbones.assert_same(backbones.load("meta", path), backbones.load("meta", sources / "meta"))
+    change_pth(path / "consolidated.pth", lambda t: t.update({"norm.weight": None}))
+    assert "missing: norm.weight [24]" in refused(capsys, path, "orbax")
+
+
+def test_rope_frequencies_of_another_type(tmp_path, sources, capsys):
+    path = shutil.copytree(sources / "meta", tmp_path / "meta")
+    change_pth(path / "consolidated.pth", lambda t: t.update({"rope.freqs": t["rope.freqs"].double()}))
+    assert "wrong type: rope.freqs is float64" in refused(capsys, path, "orbax")
+
+
+def test_consolidate_params_has_the_last_word(tmp_path, sources, capsys):
+    """As in Chameleon's own loader: {**params, **params["model"], **consolidate_params}."""
+    path = shutil.copytree(sources / "meta", tmp_path / "meta")
+    params = json.loads((path / "params.json").read_text())
+    params["model"] |= {"swin_norm": False, "model_parallel_size": 4}
+    (path / "params.json").write_text(json.dumps(params))
+    assert backbones.load("meta", path).config.norm_placement == "pre"
+    (path / "consolidate_params.json").write_text(json.dumps({"model_parallel_size": 1, "swin_norm": True}))
+    assert backbones.load("meta", path).config.norm_placement == "swin"
+
+
+def test_a_header_of_words(tmp_path, sources, capsys):
+    path = backbones.save(backbones.load("hf", sources / "hf"), "hf", tmp_path / "hf")
+    file = path / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header[Q]["data_offsets"] = ["here", "there"]
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    assert f"the entry of {Q} is malformed" in refused(capsys, path, "orbax")
+
+
+def test_files_that_cannot_be_mapped_are_read_once(tmp_path, monkeypatch):
+    """A mapping is renewed so that its pages leave memory; a bare pickle would be held twice meanwhile."""
+    tensors, reads = {"a": torch.ones(3), "b": torch.zeros(3)}, []
+    torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save(tensors, tmp_path / "new.pth")
+    monkeypatch.setattr(tensor_files, "_REMAP", 0)
+    monkeypatch.setattr(tensor_files, "read_torch_file", lambda path: reads.append(path.name) or read_torch_file(path))
+    for name in ("old.pth", "new.pth"):
+        reader = tensor_files.TorchReader(tmp_path / name)
+        assert [reader.get(n)[0] for n in "ab"] == [1.0, 0.0]
+    assert reads == ["old.pth", "new.pth", "new.pth", "new.pth"]
 
 
 def test_other_kinds_of_model_are_refused(tmp_path, sources, capsys):

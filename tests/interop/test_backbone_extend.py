@@ -84,6 +84,47 @@ def test_a_larger_vocabulary_by_the_command(tmp_path, capsys, tie):
     backbones.assert_same(got, backbones.load("meta", tmp_path / "back"))
 
 
+def test_ids_keep_what_they_stand_for(tmp_path, capsys):
+    """More image codes in the compact layout push speech and text to other ids, whose rows would be others' rows."""
+    import json
+
+    path = backbones.save(backbones.make(), "orbax", tmp_path / "run")
+    file, messages = tmp_path / "vocabulary.json", []
+    for other in (compact_vocabulary(40, 32, 16, (2, 2), name="shifted"), chameleon_vocabulary()):
+        file.write_text(json.dumps(other.to_dict()))
+        assert backbones.run(path, tmp_path / "out", "orbax", vocabulary=file, init_rows="missing") == 1
+        messages.append(capsys.readouterr().err)
+        assert VOCABULARY.fingerprint in messages[-1] and other.fingerprint in messages[-1]
+    assert "56 ids mean something else; the first, 32, is speech 0 in the model and image 16 there" in messages[0]
+    assert "the first, 4, is the marker boi in the model and image 0 there" in messages[1]
+
+
+@pytest.mark.parametrize(("name", "place"), [("IMGIMGDZ", 30), ("</s>", 9), ("IMGIMGBGZ", 70)])
+def test_hfs_names_are_held_against_the_vocabulary(tmp_path, capsys, name, place):
+    """Without our own file beside the weights, their config alone says where image codes and specials are."""
+    import json
+
+    path = backbones.save(backbones.make(), "hf", tmp_path / "hf")
+    (path / "ar_omni_jax.json").unlink()
+    (tmp_path / "v.json").write_text(json.dumps(VOCABULARY.to_dict()))
+    assert backbones.run(path, tmp_path / "right", "orbax", vocabulary=tmp_path / "v.json") == 0
+    config = json.loads((path / "config.json").read_text())
+    config["vocabulary_map"][name] = place
+    (path / "config.json").write_text(json.dumps(config))
+    assert backbones.run(path, tmp_path / "wrong", "orbax", vocabulary=tmp_path / "v.json") == 1
+    assert f"config.json has {name} at id {place}, vocabulary 'tiny' " in capsys.readouterr().err
+
+
+def test_a_smaller_vocabulary_is_no_case_for_new_rows(tmp_path, capsys):
+    import json
+
+    path = backbones.save(backbones.make().replace(vocabulary=None), "vendored", tmp_path / "in")
+    smaller = compact_vocabulary(30, 16, 16, (2, 2), multiple=1, name="smaller")
+    (tmp_path / "vocabulary.json").write_text(json.dumps(smaller.to_dict()))
+    assert backbones.run(path, tmp_path / "out", "orbax", vocabulary=tmp_path / "vocabulary.json") == 1
+    assert "the model 128; choose another --vocabulary: rows are never dropped" in capsys.readouterr().err
+
+
 def test_rows_are_never_dropped():
     with pytest.raises(InteropError, match="rows are never dropped"):
         initialize_rows(backbones.make().replace(vocabulary=compact_vocabulary(4, 4, 4, (2, 2), multiple=1)), "speech")

@@ -1,5 +1,6 @@
 """Converted files in HF transformers: it loads them whole, computes the same logits and generates the same ids."""
 
+import dataclasses
 import functools
 import json
 
@@ -138,6 +139,15 @@ def test_hf_ties_are_kept_and_checked(tmp_path, codec, capsys):
     count = len(backbones.load("hf", path).extras.shapes)
     assert f"{count} tensors of the image encoder are none of the backbone" in out
     assert not load_for_inference(tmp_path / "ours").model_config.tie_embeddings
+
+
+def test_an_image_tokenizer_of_other_codes_is_refused(tmp_path, capsys):
+    fewer = dataclasses.replace(CODEC, n_embed=8)
+    save_tokenizer(str(tmp_path / "image"), fewer, nnx.state(VQGAN(fewer, nnx.Rngs(0)), nnx.Param), {})
+    path = backbones.save(backbones.make(), "orbax", tmp_path / "run")
+    assert backbones.run(path, tmp_path / "hf", "hf", image_tokenizer=tmp_path) == 1
+    assert "has 8 codes, vocabulary 'tiny' of the model 16" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
 
 
 def test_no_image_encoder_is_said(tmp_path, capsys):

@@ -59,10 +59,10 @@ def test_placement_is_recorded_and_a_change_is_warned_of(tmp_path, capsys):
 def test_a_config_that_does_not_say_the_placement_is_told(tmp_path, capsys):
     path = backbones.save(backbones.make(norm_placement="pre"), "hf", tmp_path / "hf")
     config = json.loads((path / "config.json").read_text())
-    del config["swin_norm"]
+    del config["swin_norm"], config["rope_theta"]
     (path / "config.json").write_text(json.dumps(config))
     assert backbones.run(path, tmp_path / "out", "orbax") == 0
-    assert "leaves out swin_norm = false (pre-norm)" in capsys.readouterr().out
+    assert "leaves out swin_norm = false (pre-norm), rope_theta = 10000" in capsys.readouterr().out
 
 
 def test_training_starts_from_a_converted_model(tmp_path, caplog):
@@ -172,6 +172,31 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch, c
     assert "needs 0.00 GB, its disk has 0.00 GB" in capsys.readouterr().err
 
 
+def test_the_room_for_the_second_table_is_counted(tmp_path, monkeypatch, capsys):
+    base = backbones.make(tie="scaled")
+    source = backbones.save(base, "orbax", tmp_path / "in")
+    usage = type("Usage", (), {"free": base.size() + 100})
+    monkeypatch.setattr("ar_omni_jax.interop.output.shutil.disk_usage", lambda _: usage)
+    for target in ("meta", "hf"):
+        assert backbones.run(source, tmp_path / "out", target) == 1
+        assert "choose another disk" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("orbax", {"model_parallel_size": 2}, "--model_parallel_size means nothing to orbax: it is for meta"),
+        ("meta", {"image_tokenizer": "x"}, "--image_tokenizer means nothing to meta: it is for hf"),
+        ("vendored", {"step": 7}, "--step means nothing from hf: it is for orbax"),
+        ("tokenizer", {"from": "tokenizer", "dtype": "bfloat16"}, "--dtype means nothing to tokenizer"),
+    ],
+)
+def test_an_option_that_would_be_passed_over_is_refused(tmp_path, capsys, target, options, message):
+    source = backbones.save(backbones.make(), "hf", tmp_path / "in")
+    assert backbones.run(source, tmp_path / "out", target, **options) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_progress_is_shown(tmp_path, capsys, monkeypatch):
     source = backbones.save(backbones.make(), "hf", tmp_path / "in")
     clock = iter(range(0, 100_000, 10))
@@ -183,11 +208,16 @@ def test_progress_is_shown(tmp_path, capsys, monkeypatch):
 def test_the_core_and_the_command_run_without_torch(tmp_path):
     """Importing converts nothing into a torch user; safetensors and Orbax need none; a .pth says what it needs."""
     source = backbones.save(backbones.make(), "meta", tmp_path / "meta")
+    backbones.save(backbones.make(), "hf", tmp_path / "hf")
     code = f"""
 import sys
 import ar_omni_jax.main, ar_omni_jax.convert, ar_omni_jax.generate
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 sys.modules["torch"] = None
+for words in ("hf orbax hf 1", "orbax meta 1 2", "orbax vendored 1 3"):
+    given, to, source, out = words.split()
+    words = ["--from=" + given, "--to=" + to, "--input={tmp_path}/" + source, "--output={tmp_path}/" + out]
+    assert ar_omni_jax.convert.main(words) == 0
 sys.exit(ar_omni_jax.convert.main(["--from=meta", "--to=hf", "--input={source}", "--output={tmp_path / 'out'}"]))
 """
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)

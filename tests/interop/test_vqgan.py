@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -142,6 +143,14 @@ def test_round_trip_is_equal_to_the_bit_and_loads_as_weights_only(weights, tmp_p
     assert again.config == tokenizer.config
     with pytest.raises(InteropError, match="image.json and .*image.safetensors would be replaced"):
         convert(vqgan_files, tokenizer_files, path, tmp_path / "tokenizer")
+
+
+def test_an_export_needs_no_torch(weights, tmp_path, monkeypatch):
+    convert(vqgan_files, tokenizer_files, write(tmp_path / "in", weights), tmp_path / "tokenizer")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    convert(tokenizer_files, vqgan_files, tmp_path / "tokenizer", tmp_path / "out")
+    with pytest.raises(InteropError, match="needs PyTorch"):
+        vqgan_files.read(tmp_path / "out/vqgan.ckpt", OPTIONS)
 
 
 def test_what_is_not_the_codec_is_left_out_and_counted(weights, tmp_path):

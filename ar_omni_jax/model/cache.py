@@ -5,20 +5,23 @@ batch and a row's slots never move. Each layer has its own arrays (not one stack
 loop XLA then updates them in place and reads them without slicing out a copy. The head axis stands before the
 slots, which is the layout of the batched products that read them.
 
-Letters: B batch, P prompt, T new tokens, S slots, H query heads, G key-value heads, R = H / G, K head width.
+Letters: B batch, P prompt, T new tokens, S slots, D model width, H query heads, G key-value heads, K head width.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from ar_omni_jax.model.attention import attention_function, grouped_attention
-from ar_omni_jax.model.rope import rope_angles
-from ar_omni_jax.model.transformer import Block, Transformer
+from ar_omni_jax.model.config import TransformerConfig
+from ar_omni_jax.model.decode_weights import DecodeWeights, LayerWeights
+from ar_omni_jax.model.norms import head_norm, rms_norm
+from ar_omni_jax.model.quantized import multiply
+from ar_omni_jax.model.rope import apply_rope, rope_angles
 
 
 @jax.tree_util.register_dataclass
@@ -36,82 +39,128 @@ class KVCache:
         return self.keys[0].shape[2]
 
 
-def empty_cache(config, batch: int, capacity: int) -> KVCache:
+CACHE_AXES = ("batch", "kv_heads", None, None)  # logical axes of a layer's keys or values
+
+
+def empty_cache(config: TransformerConfig, batch: int, capacity: int) -> KVCache:
     """A cache of zeros with no slot in use."""
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
     arrays = tuple(jnp.zeros(shape, config.dtype) for _ in range(2 * config.num_layers))
     return KVCache(arrays[::2], arrays[1::2], jnp.zeros(batch, jnp.int32))
 
 
-def prefill(model: Transformer, tokens_BP, lengths_B, capacity: int) -> tuple[jax.Array, KVCache]:
+def prefill(
+    weights: DecodeWeights, config: TransformerConfig, tokens_BP, lengths_B, capacity: int
+) -> tuple[jax.Array, KVCache]:
     """Reads prompts, padded on the right, in one pass.
 
     Args:
-      tokens_BP: int32; row b's prompt is its first lengths_B[b] >= 1 ids.
+      tokens_BP: int32; row b's prompt is its first lengths_B[b] ids.
       capacity: slots a row, at least P.
     Returns:
-      Hidden states [B, D] of each prompt's *last* token (the only ones whose logits are wanted), and the
-      cache.
+      Hidden states [B, D] of each prompt's *last* token (the only ones whose logits are wanted; without
+      meaning where a prompt has no token), and the cache.
     """
-    c = model.config
     B, P = tokens_BP.shape
-    attention = attention_function(c)
+    attention = attention_function(config)
     places = jnp.arange(P, dtype=jnp.int32)
     segments = (places < lengths_B[:, None]).astype(jnp.int32)
-    angles = rope_angles(jnp.broadcast_to(places, (B, P)), c.head_dim, c.rope_theta)
-    hidden, (keys, values) = model.run_blocks(
-        model.embed(tokens_BP), angles, lambda q, k, v: (attention(q, k, v, segments), (k, v))
-    )
-    last = jnp.take_along_axis(hidden, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+    angles = rope_angles(jnp.broadcast_to(places, (B, P)), config.head_dim, config.rope_theta)
+    x = _embed(weights, config, tokens_BP)
+    keys, values = [], []
+    for layer in weights.layers:
+
+        def attend(q, k, v):
+            keys.append(k)
+            values.append(v)
+            return attention(q, k, v, segments)
+
+        x = _run_layer(layer, config, x, angles, attend)
+    last = jnp.take_along_axis(x, jnp.maximum(lengths_B - 1, 0)[:, None, None], axis=1)[:, 0]
     spare = ((0, 0), (0, 0), (0, capacity - P), (0, 0))
-    keys, values = (
-        tuple(jnp.pad(layer.transpose(0, 2, 1, 3), spare) for layer in stacked) for stacked in (keys, values)
-    )
-    return model.finish(last), KVCache(keys, values, lengths_B.astype(jnp.int32))
+    keys, values = (tuple(jnp.pad(a.transpose(0, 2, 1, 3), spare) for a in arrays) for arrays in (keys, values))
+    hidden = rms_norm(last, weights.final_norm, config.norm_eps)
+    return hidden, KVCache(keys, values, lengths_B.astype(jnp.int32))
 
 
-def unstack_layers(model: Transformer) -> list[Block]:
-    """One `Block` a layer, its projections cast to the compute dtype: done once, before a decode loop.
-
-    Left to the loop, every step would slice the stacked weights and cast them again.
-    """
-    config = model.config
-    graph, weights = nnx.split(model.blocks)
-
-    def layer(n):
-        def take(path, variable):
-            value = variable[...][n]
-            return variable.replace(value if "norm" in path[-1] else value.astype(config.dtype))
-
-        return nnx.merge(graph, nnx.map_state(take, weights))
-
-    return [layer(n) for n in range(config.num_layers)]
-
-
-def decode(model: Transformer, layers: list[Block], tokens_BT, cache: KVCache) -> tuple[jax.Array, KVCache]:
+def decode(
+    weights: DecodeWeights, config: TransformerConfig, tokens_BT, cache: KVCache, reads_B=None
+) -> tuple[jax.Array, KVCache]:
     """Reads T >= 1 more tokens a row after the cached ones.
 
     The caller sees to it that lengths + T <= capacity: beyond it the last slots would be overwritten.
 
+    Args:
+      reads_B: bool, rows that keep the tokens; the others compute as well, but their lengths stay, so that the
+        next tokens take these slots. None: all.
     Returns: hidden states [B, T, D] after the final norm, and the cache with lengths advanced by T.
     """
-    c = model.config
     T = tokens_BT.shape[1]
     positions = cache.lengths[:, None] + jnp.arange(T, dtype=jnp.int32)
-    angles = rope_angles(positions, c.head_dim, c.rope_theta)
+    angles = rope_angles(positions, config.head_dim, config.rope_theta)
     mask = jnp.arange(cache.capacity) <= positions[:, :, None]
-    x = model.embed(tokens_BT)
+    x = _embed(weights, config, tokens_BT)
     keys, values = [], []
-    for block, old_k, old_v in zip(layers, cache.keys, cache.values, strict=True):
+    for layer, old_k, old_v in zip(weights.layers, cache.keys, cache.values, strict=True):
 
         def attend(q, k, v, old_k=old_k, old_v=old_v):
-            k, v = _write(old_k, k, cache.lengths), _write(old_v, v, cache.lengths)
-            return _cached_attention(q, k, v, mask), (k, v)
+            keys.append(_write(old_k, k, cache.lengths))
+            values.append(_write(old_v, v, cache.lengths))
+            return _cached_attention(q, keys[-1], values[-1], mask)
 
-        x, (k, v) = block(x, angles, attend)
-        keys.append(k)
-        values.append(v)
-    return model.finish(x), KVCache(tuple(keys), tuple(values), cache.lengths + T)
+        x = _run_layer(layer, config, x, angles, attend)
+    more = T if reads_B is None else T * reads_B.astype(jnp.int32)
+    hidden = rms_norm(x, weights.final_norm, config.norm_eps)
+    return hidden, KVCache(tuple(keys), tuple(values), cache.lengths + more)
+
+
+def logits_of(weights: DecodeWeights, hidden_BD):
+    """float32 logits [B, V]."""
+    if weights.output is None:
+        return jnp.einsum("bd,vd->bv", hidden_BD, weights.embedding, preferred_element_type=jnp.float32)
+    return multiply(hidden_BD, weights.output, jnp.float32)
+
+
+def _embed(weights: DecodeWeights, config: TransformerConfig, tokens_BT):
+    x = weights.embedding[tokens_BT]
+    return x * math.sqrt(config.d_model) if config.tie_embeddings else x
+
+
+def _run_layer(w: LayerWeights, c: TransformerConfig, x_BTD, angles, attend):
+    """One block, `Block.__call__` of `model/transformer.py` on the weights of decoding; a test holds them
+    equal."""
+    if c.norm_placement == "swin":
+        x = x_BTD + rms_norm(_attention(w, c, x_BTD, angles, attend), w.attention_norm, c.norm_eps)
+        return x + rms_norm(_mlp(w, x), w.mlp_norm, c.norm_eps)
+    x = x_BTD + _attention(w, c, rms_norm(x_BTD, w.attention_norm, c.norm_eps), angles, attend)
+    return x + _mlp(w, rms_norm(x, w.mlp_norm, c.norm_eps))
+
+
+def _products(x_BTD, matrices, sizes) -> list:
+    """x times the columns of matrices that stand alone or joined, split by `sizes`: arrays [B, T, size]."""
+    B, T, D = x_BTD.shape
+    outs = [multiply(x_BTD.reshape(B * T, D), m).reshape(B, T, -1) for m in matrices]
+    if len(outs) == len(sizes):
+        return outs
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    return jnp.split(outs[0], ends, axis=-1)
+
+
+def _attention(w: LayerWeights, c: TransformerConfig, x_BTD, angles, attend):
+    B, T, _ = x_BTD.shape
+    q_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    q, k, v = _products(x_BTD, w.qkv, (q_width, kv_width, kv_width))
+    q, k, v = (a.reshape(B, T, -1, c.head_dim) for a in (q, k, v))
+    if c.qk_norm:
+        q, k = head_norm(q, *w.qk_norm[:2]), head_norm(k, *w.qk_norm[2:])
+    attended = attend(apply_rope(q, angles, x_BTD.dtype), apply_rope(k, angles, x_BTD.dtype), v)
+    return _products(attended.reshape(B, T, q_width), (w.out,), (c.d_model,))[0]
+
+
+def _mlp(w: LayerWeights, x_BTD):
+    width = w.down.shape[0]
+    gate, up = _products(x_BTD, w.gate_up, (width, width))
+    return _products(jax.nn.silu(gate) * up, (w.down,), (x_BTD.shape[-1],))[0]
 
 
 def _write(cache_BGSK, new_BTGK, starts_B):

@@ -7,8 +7,9 @@
 
 Every row of a batch reads a prompt of --prompt random text ids and makes --new tokens greedily, all ids legal. HF
 does the same with the same weights and prompts in the same run, turn by turn with ours; `same ids` is the share of
-ids that agree. A step is limited by the bytes it must read (all matrices once, keys and values of every row) over
-the memory's speed, which is measured by a copy unless --bandwidth says it; `% of limit` is that time over a step's.
+ids that agree (rounding may part two likeliest ids, and such a row then goes its own way). A step is limited by the
+bytes it must read (all matrices once, keys and values of every row) over the memory's speed, which is measured by a
+copy unless --bandwidth says it; `% of limit` is that time over a step's, above 100 where a cache holds the weights.
 Compilation is timed by the first run alone and counted nowhere else. Times are medians of --repeats runs.
 """
 
@@ -138,6 +139,7 @@ def table(record: dict) -> str:
         f"{record['prompt']} + {record['new']} tokens, greedy, chunks of {record['chunk']}; memory "
         f"{record['bandwidth_gb_s']:g} GB/s ({record['bandwidth']})",
         f"HF: {record['hf']}",
+        *([f"THE MACHINE WAS BUSY (load {m['load']} before the start): these times say little"] if _busy(m) else []),
         "",
         f"{'batch':>5} {'first ms':>9} {'tokens/s':>9} {'step ms':>8} {'% of limit':>10} {'compile s':>9} "
         f"{'HF first ms':>11} {'HF tokens/s':>11} {'ratio':>6} {'same ids':>8}",
@@ -165,6 +167,11 @@ def table(record: dict) -> str:
             f"{s['rtf_with_codec']:.3f} with",
         ]
     return "\n".join(lines)
+
+
+def _busy(machine: dict) -> bool:
+    """Whether others used so much of the machine that the measurement is not one."""
+    return machine["load"] is not None and machine["load"] > machine["cores"] / 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from ar_omni_jax.decoding.grammar import END, class_table
 from ar_omni_jax.decoding.placement import place_rows, place_weights
 from ar_omni_jax.decoding.request import Event, GenerationError, Plan, Request, plan
-from ar_omni_jax.decoding.rows import Settings, admit, empty_rows, run_chunk
+from ar_omni_jax.decoding.rows import Settings, empty_rows, programs
 from ar_omni_jax.model.decode_weights import make_decode_weights
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.vocabulary import JointVocabulary
@@ -82,9 +82,11 @@ class Engine:
             raise GenerationError(f"Engine(rows={rows}, chunk={chunk}): both must be positive")
         self.vocabulary, self.chunk, self.rows = vocabulary, int(chunk), int(rows)
         self.capacity = min(capacity or model.config.max_length, model.config.max_length)
-        made, self.config = make_decode_weights(model, weights, joined=mesh is None)
+        made, self.config = make_decode_weights(model, weights, sharded=mesh is not None)
         self._weights = place_weights(made, self.config, weights == "int8", mesh)
-        self._state = place_rows(empty_rows(self.config, class_table(vocabulary), rows, self.capacity), mesh)
+        empty = empty_rows(self.config, class_table(vocabulary), rows, self.capacity)
+        self._state, shardings = place_rows(empty, mesh)
+        self._read_prompt, self._make_tokens = programs(shardings)
         self._answers: dict[int, _Answer] = {}  # by the slot of the answer's own row
         self._free = list(range(rows))
         self._streaming = False
@@ -142,7 +144,7 @@ class Engine:
         """Starts a chunk; returns what `_tell` needs once it has run."""
         keep = np.zeros(self.rows, bool)
         keep[list(self._answers)] = True
-        self._state, out, made, ended = run_chunk(
+        self._state, out, made, ended = self._make_tokens(
             self._weights,
             self._state,
             keep,
@@ -193,11 +195,11 @@ class Engine:
             source.waiting = None
             needed = len(wanted.plan.branches) + 1
             slots, self._free = self._free[:needed], self._free[needed:]
-            self._read_prompts(wanted.plan, slots)
+            self._fill(wanted.plan, slots)
             self._answers[slots[0]] = _Answer(wanted.index, slots)
             new = True
 
-    def _read_prompts(self, plan: Plan, slots: list[int]) -> None:
+    def _fill(self, plan: Plan, slots: list[int]) -> None:
         leader = slots[0]
         for number, slot in enumerate(slots):
             # The last id of the answer's own prompt is left to the first step; branches wait for <boi>.
@@ -215,7 +217,7 @@ class Engine:
             padded = np.zeros(_bucket(length, self.capacity), np.int32)
             padded[:length] = ids
             start, left = (plan.start, plan.left) if number == 0 else (END, 0)
-            self._state = admit(
+            self._state = self._read_prompt(
                 self._weights,
                 self._state,
                 np.int32(slot),

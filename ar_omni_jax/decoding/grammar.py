@@ -152,7 +152,7 @@ class Grammar:
 
 def has_class(bits_B, class_of_V):
     """bool [B, V]: the ids whose class is among those of `Grammar.legal_bits`."""
-    return (jnp.right_shift(bits_B[:, None], class_of_V) & 1).astype(bool)
+    return (bits_B[:, None] & jnp.left_shift(1, class_of_V)) != 0
 
 
 END = 0

@@ -21,15 +21,20 @@ def place_weights(weights: DecodeWeights, config: TransformerConfig, int8: bool,
     return jax.device_put(weights, tree_shardings(weights, weight_axes(config, int8), mesh, RULES))
 
 
-def place_rows(rows: Rows, mesh: Mesh | None) -> Rows:
-    """Keys and values by row and head; everything else, which is small, on every device."""
+def place_rows(rows: Rows, mesh: Mesh | None) -> tuple[Rows, tuple | None]:
+    """Keys and values by row and head; everything else, which is small, on every device.
+
+    Returns: the rows, and their shardings as `rows.programs` takes them.
+    """
     if mesh is None:
-        return rows
+        return rows, None
 
     def place(path, leaf):
         spec = PartitionSpec()
-        if leaf.ndim == len(CACHE_AXES):
+        if leaf.ndim == len(CACHE_AXES) and leaf.shape == rows.cache.keys[0].shape:
             spec = partition_spec(leaf.shape, CACHE_AXES, mesh, RULES, jax.tree_util.keystr(path))
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
+        return NamedSharding(mesh, spec)
 
-    return jax.tree.map_with_path(place, rows)
+    shardings = jax.tree.map_with_path(place, rows)
+    leaves, structure = jax.tree.flatten(shardings)
+    return jax.device_put(rows, shardings), (structure, tuple(leaves))

@@ -1,8 +1,8 @@
 """The rows that decode together, as they live on the device, and the two compiled programs that change them.
 
-`admit` reads a prompt into a free row; `run_chunk` makes a number of tokens for all rows. Both take the rows by
-donation, so there is one cache, updated in place. A row holds a token that it has not read yet: the last of its
-prompt, then each new one. A step reads it, and picks the next.
+`read_prompt` fills a free row; `make_tokens` makes a number of tokens for all rows. Compiled (`programs`), both take
+the rows by donation, so there is one cache, updated in place. A row holds a token that it has not read yet: the last
+of its prompt, then each new one. A step reads it, and picks the next.
 
 A row may lead others, the branches of its guidance. They read the leader's image tokens, each after its own
 prompt, and their logits are mixed into the leader's while it makes an image.
@@ -88,10 +88,12 @@ def empty_rows(config: TransformerConfig, class_of: np.ndarray, rows: int, capac
     """Rows that have ended, with room for `capacity` tokens each."""
     zeros = functools.partial(jnp.zeros, rows, jnp.int32)
     progress = Progress(*(zeros() for _ in range(6)), last_seen=jnp.zeros((rows, len(class_of)), jnp.int32))
-    return Rows(empty_cache(config, rows, capacity), progress, _empty_settings(rows), jnp.asarray(class_of))
+    return Rows(empty_cache(config, rows, capacity), progress, empty_settings(rows), jnp.asarray(class_of))
 
 
-def _empty_settings(rows: int) -> Settings:
+def empty_settings(rows: int) -> Settings:
+    """Settings of rows that answer nothing: no id is legal, no row leads another."""
+
     def floats():
         return jnp.ones((rows, MAX_STATES), jnp.float32)
 
@@ -105,8 +107,7 @@ def _empty_settings(rows: int) -> Settings:
     return Settings(grammar, nothing.astype(jnp.uint32), *itself, nothing, nothing.astype(bool))
 
 
-@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("rows",))
-def admit(
+def read_prompt(
     weights: DecodeWeights, rows: Rows, slot, prompt_P, length, last, settings: Settings, start, left, *, config
 ) -> Rows:
     """Reads a prompt into row `slot`.
@@ -135,8 +136,7 @@ def admit(
     return Rows(cache, progress, settings, rows.class_of)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "width"), donate_argnames=("rows",))
-def run_chunk(weights: DecodeWeights, rows: Rows, keep_B, steps, until_one_ends, *, config, width: int):
+def make_tokens(weights: DecodeWeights, rows: Rows, keep_B, steps, until_one_ends, *, config, width: int):
     """Makes up to `steps` tokens of every row.
 
     Args:
@@ -162,7 +162,10 @@ def run_chunk(weights: DecodeWeights, rows: Rows, keep_B, steps, until_one_ends,
         return step + 1, cache, progress, jax.lax.dynamic_update_slice(out, token[None], (step, 0))
 
     out = jnp.zeros((width, len(keep_B)), jnp.int32)
-    _, cache, progress, out = jax.lax.while_loop(running, one, (jnp.int32(0), rows.cache, progress, out))
+    single = len(keep_B) == 1
+    cache = rows.cache.squeezed() if single else rows.cache
+    _, cache, progress, out = jax.lax.while_loop(running, one, (jnp.int32(0), cache, progress, out))
+    cache = cache.unsqueezed() if single else cache
     return Rows(cache, progress, rows.settings, rows.class_of), out, progress.made, progress.state == END
 
 
@@ -228,3 +231,23 @@ def _mixed(logits_BV, settings: Settings, picking: Picking, guided_B):
         image_scale=picking.image_scale[:, None],
     )
     return jnp.where(guided_B[:, None], mixed, logits_BV)
+
+
+@functools.cache
+def programs(shardings: tuple | None = None):
+    """(read_prompt, make_tokens), compiled once for each set of shapes.
+
+    Args:
+      shardings: on a mesh, (structure, leaves) of the rows' shardings, which the results keep; None without one.
+    """
+    places = shardings and jax.tree.unflatten(*shardings)
+    options = {"donate_argnames": ("rows",)}
+    return (
+        jax.jit(read_prompt, static_argnames=("config",), out_shardings=places, **options),
+        jax.jit(
+            make_tokens,
+            static_argnames=("config", "width"),
+            out_shardings=places and (places, None, None, None),
+            **options,
+        ),
+    )

@@ -16,9 +16,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ar_omni_jax.model.attention import attention_function, grouped_attention
+from ar_omni_jax.model.attention import MASKED, attention_function, product
 from ar_omni_jax.model.config import TransformerConfig
-from ar_omni_jax.model.decode_weights import DecodeWeights, LayerWeights
+from ar_omni_jax.model.decode_weights import Columns, DecodeWeights, LayerWeights
 from ar_omni_jax.model.norms import head_norm, rms_norm
 from ar_omni_jax.model.quantized import multiply
 from ar_omni_jax.model.rope import apply_rope, rope_angles
@@ -36,7 +36,18 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """Slots of a row."""
-        return self.keys[0].shape[2]
+        return self.keys[0].shape[-2]
+
+    def squeezed(self) -> KVCache:
+        """A cache of one row without the row axis, [G, S, K], which `decode` takes as well: with an axis of one,
+        XLA's CPU compiler writes into several copies of the cache."""
+        return dataclasses.replace(self, keys=tuple(k[0] for k in self.keys), values=tuple(v[0] for v in self.values))
+
+    def unsqueezed(self) -> KVCache:
+        """The inverse of `squeezed`."""
+        return dataclasses.replace(
+            self, keys=tuple(k[None] for k in self.keys), values=tuple(v[None] for v in self.values)
+        )
 
 
 CACHE_AXES = ("batch", "kv_heads", None, None)  # logical axes of a layer's keys or values
@@ -136,46 +147,53 @@ def _run_layer(w: LayerWeights, c: TransformerConfig, x_BTD, angles, attend):
     return x + _mlp(w, rms_norm(x, w.mlp_norm, c.norm_eps))
 
 
-def _products(x_BTD, matrices, sizes) -> list:
-    """x times the columns of matrices that stand alone or joined, split by `sizes`: arrays [B, T, size]."""
-    B, T, D = x_BTD.shape
-    outs = [multiply(x_BTD.reshape(B * T, D), m).reshape(B, T, -1) for m in matrices]
-    if len(outs) == len(sizes):
-        return outs
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    return jnp.split(outs[0], ends, axis=-1)
+def _side_by_side(x_ND, columns: Columns):
+    """x times matrices that stand side by side, [N, O]."""
+    outs = [multiply(x_ND, matrix) for matrix in columns]
+    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=-1)
 
 
 def _attention(w: LayerWeights, c: TransformerConfig, x_BTD, angles, attend):
     B, T, _ = x_BTD.shape
     q_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    q, k, v = _products(x_BTD, w.qkv, (q_width, kv_width, kv_width))
+    qkv = _side_by_side(x_BTD.reshape(B * T, -1), w.qkv)
+    q, k, v = jnp.split(qkv, (q_width, q_width + kv_width), axis=-1)
     q, k, v = (a.reshape(B, T, -1, c.head_dim) for a in (q, k, v))
     if c.qk_norm:
         q, k = head_norm(q, *w.qk_norm[:2]), head_norm(k, *w.qk_norm[2:])
     attended = attend(apply_rope(q, angles, x_BTD.dtype), apply_rope(k, angles, x_BTD.dtype), v)
-    return _products(attended.reshape(B, T, q_width), (w.out,), (c.d_model,))[0]
+    return multiply(attended.reshape(B * T, q_width), w.out).reshape(B, T, -1)
 
 
 def _mlp(w: LayerWeights, x_BTD):
-    width = w.down.shape[0]
-    gate, up = _products(x_BTD, w.gate_up, (width, width))
-    return _products(jax.nn.silu(gate) * up, (w.down,), (x_BTD.shape[-1],))[0]
+    gate, up = jnp.split(_side_by_side(x_BTD.reshape(-1, x_BTD.shape[-1]), w.gate_up), 2, axis=-1)
+    return multiply(jax.nn.silu(gate) * up, w.down).reshape(x_BTD.shape)
 
 
 def _write(cache_BGSK, new_BTGK, starts_B):
-    """Puts row b's new entries at slots starts_B[b] ... starts_B[b] + T - 1."""
+    """Puts row b's new entries at slots starts_B[b] ... starts_B[b] + T - 1. A cache of one row may lack B."""
+    new_BGTK = new_BTGK.transpose(0, 2, 1, 3).astype(cache_BGSK.dtype)
 
     def row(cache, new, start):
         return jax.lax.dynamic_update_slice(cache, new, (0, start, 0))
 
-    return jax.vmap(row)(cache_BGSK, new_BTGK.transpose(0, 2, 1, 3).astype(cache_BGSK.dtype), starts_B)
+    if cache_BGSK.ndim == 3:
+        return row(cache_BGSK, new_BGTK[0], starts_B[0])
+    return jax.vmap(row)(cache_BGSK, new_BGTK, starts_B)
 
 
 def _cached_attention(q_BTHK, k_BGSK, v_BGSK, mask_BTS):
-    """Attention of new queries to the slots where the mask is True."""
+    """Attention of new queries to the slots where the mask is True; as `attention.grouped_attention`, but a cache
+    of one row may lack the row axis."""
     B, T, H, K = q_BTHK.shape
-    G = k_BGSK.shape[1]
-    q = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
-    out = grouped_attention(q, k_BGSK, v_BGSK, mask_BTS)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+    G, S = k_BGSK.shape[-3:-1]
+    dtype, rows = q_BTHK.dtype, k_BGSK.shape[:-3]
+    q = (q_BTHK.astype(jnp.float32) * K**-0.5).astype(dtype)
+    q = q.reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4).reshape(*rows, G, -1, K)
+    scores = product("...gmk,...gsk->...gms", q, k_BGSK)
+    bias = jnp.where(mask_BTS, 0.0, MASKED)[:, None, :, None]
+    scores = (scores.reshape(B, G, T, H // G, S) + bias).reshape(scores.shape)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    out = product("...gms,...gsk->...gmk", weights.astype(dtype), v_BGSK)
+    out = (out / weights.sum(axis=-1, keepdims=True)).astype(dtype)
+    return out.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K)

@@ -18,7 +18,9 @@ from flax import nnx
 
 from ar_omni_jax.model.config import ConfigError, TransformerConfig
 from ar_omni_jax.model.quantized import Int8Matrix, Matrix, quantize
-from ar_omni_jax.model.transformer import Transformer
+from ar_omni_jax.model.transformer import Transformer, abstract_transformer
+
+Columns = tuple[Matrix, ...]  # matrices with one input, whose outputs stand side by side
 
 WEIGHT_TYPES = ("float32", "bfloat16", "float16", "int8")
 
@@ -29,14 +31,14 @@ class LayerWeights:
     """One layer.
 
     Attributes:
-      qkv: (one [D, (H + 2 G) K],) or three matrices. out: [H K, D]. gate_up: (one [D, 2 F],) or two.
-      down: [F, D]. attention_norm, mlp_norm: [D]. qk_norm: (query weight, query bias, key weight, key bias),
-        each [groups, K]; empty without qk-norm.
+      qkv: [D, (H + 2 G) K], as one matrix or three. gate_up: [D, 2 F], as one or two. out: [H K, D]. down: [F, D].
+      attention_norm, mlp_norm: [D]. qk_norm: (query weight, query bias, key weight, key bias), each [groups, K];
+        empty without qk-norm.
     """
 
-    qkv: tuple[Matrix, ...]
+    qkv: Columns
     out: Matrix
-    gate_up: tuple[Matrix, ...]
+    gate_up: Columns
     down: Matrix
     attention_norm: jax.Array
     mlp_norm: jax.Array
@@ -64,37 +66,27 @@ def decode_config(config: TransformerConfig, weights: str | None) -> Transformer
     return dataclasses.replace(config, dtype=weights)
 
 
-# What each matrix is made of, and the logical axes of each of its parts (`parallel/sharding.py`).
-_MATRICES = {
-    "qkv": (("wq", "wk", "wv"), (("embed", "heads"), ("embed", "kv_heads"), ("embed", "kv_heads"))),
-    "gate_up": (("w_gate", "w_up"), (("embed", "mlp"), ("embed", "mlp"))),
-}
-
-
 @functools.partial(jax.jit, static_argnames=("graph", "config", "int8", "joined"))
 def _convert(graph, params, *, config: TransformerConfig, int8: bool, joined: bool) -> DecodeWeights:
     model = nnx.merge(graph, params)
-    blocks, D = model.blocks, config.d_model
+    stacked, D = model.blocks, config.d_model
 
-    def matrix(w, shape):
-        w = w.reshape(shape)
+    def matrix(w):
         return quantize(w) if int8 else w.astype(config.dtype)
 
-    def side_by_side(names, n):
-        parts = [getattr(blocks, name)[...][n].reshape(D, -1) for name in names]
-        parts = [jnp.concatenate(parts, axis=1)] if joined else parts
-        return tuple(matrix(p, p.shape) for p in parts)
+    def columns(*parts):
+        return tuple(matrix(w) for w in ([jnp.concatenate(parts, axis=1)] if joined else parts))
 
     def layer(n):
         def take(name):
-            return getattr(blocks, name)[...][n]
+            return getattr(stacked, name)[...][n]
 
         norms = ("q_norm_weight", "q_norm_bias", "k_norm_weight", "k_norm_bias") if config.qk_norm else ()
         return LayerWeights(
-            qkv=side_by_side(_MATRICES["qkv"][0], n),
-            out=matrix(take("wo"), (-1, D)),
-            gate_up=side_by_side(_MATRICES["gate_up"][0], n),
-            down=matrix(take("w_down"), (-1, D)),
+            qkv=columns(*(take(name).reshape(D, -1) for name in ("wq", "wk", "wv"))),
+            out=matrix(take("wo").reshape(-1, D)),
+            gate_up=columns(take("w_gate"), take("w_up")),
+            down=matrix(take("w_down")),
             attention_norm=take("attention_norm"),
             mlp_norm=take("mlp_norm"),
             qk_norm=tuple(take(name) for name in norms),
@@ -104,39 +96,50 @@ def _convert(graph, params, *, config: TransformerConfig, int8: bool, joined: bo
         embedding=model.embedding[...].astype(config.dtype),
         layers=tuple(layer(n) for n in range(config.num_layers)),
         final_norm=model.final_norm[...],
-        output=None if config.tie_embeddings else matrix(model.output[...], (D, -1)),
+        output=None if config.tie_embeddings else matrix(model.output[...]),
     )
 
 
 def make_decode_weights(
-    model: Transformer, weights: str | None = None, *, joined: bool = True
+    model: Transformer, weights: str | None = None, *, sharded: bool = False
 ) -> tuple[DecodeWeights, TransformerConfig]:
     """The weights for decoding, and the configuration to compute with.
 
     Args:
       weights: "float32", "bfloat16" or "float16" (also the compute dtype), "int8" (weight-only), or None for
         the model's compute dtype.
-      joined: put matrices with one input side by side; False when they are to be split over a mesh.
+      sharded: they are to be split over a mesh (`weight_axes`).
     """
     config = decode_config(model.config, weights)
     graph, params = nnx.split(model)
-    return _convert(graph, params, config=config, int8=weights == "int8", joined=joined), config
+    return _convert(graph, params, config=config, int8=weights == "int8", joined=not sharded), config
+
+
+def abstract_decode_weights(
+    config: TransformerConfig, weights: str | None = None
+) -> tuple[DecodeWeights, TransformerConfig]:
+    """As `make_decode_weights`, of ShapeDtypeStructs: shapes without memory."""
+    graph, params = nnx.split(abstract_transformer(config))
+    made = decode_config(config, weights)
+    convert = functools.partial(_convert, graph, config=made, int8=weights == "int8", joined=True)
+    return jax.eval_shape(convert, params), made
 
 
 def weight_axes(config: TransformerConfig, int8: bool) -> DecodeWeights:
-    """The logical axes of every array of `DecodeWeights` (not joined): a tree of tuples of names."""
+    """The logical axes (`parallel/sharding.py`) of every array of sharded `DecodeWeights`: a tree of tuples of
+    names."""
 
-    def matrix(axes):
+    def matrix(*axes):
         return Int8Matrix(axes, axes[1:]) if int8 else axes
 
     layer = LayerWeights(
-        qkv=tuple(matrix(axes) for axes in _MATRICES["qkv"][1]),
-        out=matrix(("heads", "embed")),
-        gate_up=tuple(matrix(axes) for axes in _MATRICES["gate_up"][1]),
-        down=matrix(("mlp", "embed")),
+        qkv=(matrix("embed", "heads"), matrix("embed", "kv_heads"), matrix("embed", "kv_heads")),
+        out=matrix("heads", "embed"),
+        gate_up=(matrix("embed", "mlp"), matrix("embed", "mlp")),
+        down=matrix("mlp", "embed"),
         attention_norm=("norm",),
         mlp_norm=("norm",),
         qk_norm=(("norm_groups", "head_dim"),) * (4 if config.qk_norm else 0),
     )
-    output = None if config.tie_embeddings else matrix(("embed", "vocab"))
+    output = None if config.tie_embeddings else matrix("embed", "vocab")
     return DecodeWeights(("vocab", "embed"), (layer,) * config.num_layers, ("norm",), output)

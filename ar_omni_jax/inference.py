@@ -11,8 +11,10 @@ import numpy as np
 
 from ar_omni_jax import templates
 from ar_omni_jax.documents import Document, DocumentError, Part, Turn
+from ar_omni_jax.files import replace_file
 from ar_omni_jax.responses import parse_response, response_text
 from ar_omni_jax.tokenizers.bundle import Tokenizers
+from ar_omni_jax.tokenizers.speech.wav import wav_bytes
 from ar_omni_jax.vocabulary import Modality
 
 
@@ -20,8 +22,10 @@ from ar_omni_jax.vocabulary import Modality
 class Answer:
     """What the model answered.
 
-    text: the text parts joined by blanks. images: uint8 [H, W, 3] each. speech: float32 [T] each, in [-1, 1] at the
-    speech tokenizer's rate. tokens: int32, the generated ids as they came. problems: what was malformed, in words.
+    text: the text parts joined by blanks. images: uint8 [H, W, 3] each. speech: float32 [T] each, in [-1, 1] at
+    `sample_rate` Hz. tokens: int32, the generated ids as they came. problems: what was malformed, in words.
+    parts: the same in the order of the answer, ready for an assistant turn of a dialogue's history.
+    notes: what else the user should know (history that was dropped). counts: tokens by kind. seconds: times.
     """
 
     text: str
@@ -29,71 +33,104 @@ class Answer:
     speech: list[np.ndarray]
     tokens: np.ndarray
     problems: list[str] = dataclasses.field(default_factory=list)
+    parts: list[Part] = dataclasses.field(default_factory=list)
+    sample_rate: int = 0
+    notes: list[str] = dataclasses.field(default_factory=list)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def save(self, directory: Path, name: str, sample_rate: int) -> dict:
-        """Writes name.txt, name-k.png and name-k.wav (16 bit) as far as there is something; returns the record."""
-        import soundfile
-        from PIL import Image
+    def save(
+        self,
+        directory: Path,
+        name: str,
+        sample_rate: int | None = None,
+        *,
+        extra: Mapping | None = None,
+        written: Sequence[Path] | None = None,
+    ) -> dict:
+        """Writes name.txt, name-k.png and name-k.wav (16 bit) as far as there is something, and name.json.
 
-        directory.mkdir(parents=True, exist_ok=True)
-        files = []
+        sample_rate: default the answer's own. extra: further entries of the record. written: the WAV files, where
+        they were written already while the answer came. Each file appears whole or not at all. Returns the record.
+        """
+        files = list(written or [])
         if self.text:
             files.append(directory / f"{name}.txt")
-            files[-1].write_text(self.text + "\n", encoding="utf-8")
+            replace_file(files[-1], (self.text + "\n").encode())
         for k, pixels in enumerate(self.images):
             files.append(directory / (f"{name}.png" if len(self.images) == 1 else f"{name}-{k}.png"))
-            Image.fromarray(pixels).save(files[-1])
-        for k, wave in enumerate(self.speech):
+            replace_file(files[-1], _png(pixels))
+        for k, wave in enumerate(self.speech if written is None else ()):
             files.append(directory / (f"{name}.wav" if len(self.speech) == 1 else f"{name}-{k}.wav"))
-            soundfile.write(files[-1], np.clip(wave, -1.0, 1.0), sample_rate, subtype="PCM_16")
+            replace_file(files[-1], wav_bytes(wave, sample_rate or self.sample_rate))
         record = {
             "name": name,
             "text": self.text,
             "files": [f.name for f in files],
             "tokens": self.tokens.tolist(),
             "problems": self.problems,
+            "notes": self.notes,
+            "counts": self.counts,
+            "seconds": {key: round(value, 4) for key, value in self.seconds.items()},
+            **(extra or {}),
         }
-        (directory / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        replace_file(directory / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
         return record
 
 
-def encode_media(documents: Sequence[Document], tokenizers: Tokenizers, root: Path) -> list[list[np.ndarray]]:
-    """Codes int32 of every image and speech part, by document, in the order of `Document.media()`.
+def _png(pixels: np.ndarray) -> bytes:
+    from ar_omni_jax.tokenizers.image.preprocess import encode_png
 
-    Values that are relative paths are looked up under `root`. Raises what the readers raise, with the document named.
+    return encode_png(pixels)
+
+
+Media = list[tuple[Modality, np.ndarray]]  # pixels float32 [size, size, 3] or samples float32 [T]
+
+
+def read_media(document: Document, tokenizers: Tokenizers, root: Path) -> Media:
+    """Pixels and samples of a document's media, in the order of `Document.media()`, not yet encoded.
+
+    A value is a path (relative ones under `root`), an encoded file's bytes, or an array: uint8 pixels [H, W(, 3)],
+    samples [T] at the speech tokenizer's rate, or (samples, rate). Raises DocumentError, with the document named,
+    for what is missing, damaged, empty, too large or not finite.
     """
     from ar_omni_jax.tokenizers.image import read_image
     from ar_omni_jax.tokenizers.speech import read_audio
 
-    images, waves, places = [], [], []
-    for document in documents:
-        row = []
-        for part in document.media():
-            value = root / part.value if isinstance(part.value, (str, Path)) else part.value
-            try:
-                if part.modality == Modality.IMAGE:
-                    row.append((Modality.IMAGE, len(images)))
-                    images.append(read_image(value, tokenizers.image.image_size))
-                else:
-                    row.append((Modality.SPEECH, len(waves)))
-                    waves.append(read_audio(value, tokenizers.speech.sample_rate))
-            except (ValueError, OSError) as error:
-                raise DocumentError(f"document {document.id!r}: {error}") from error
-        places.append(row)
-    image_codes = _encode_images(tokenizers, images) if images else []
-    speech_codes = tokenizers.speech.encode_batch(waves) if waves else []
-    table = {Modality.IMAGE: image_codes, Modality.SPEECH: speech_codes}
-    return [[np.asarray(table[modality][k], np.int32) for modality, k in row] for row in places]
-
-
-def _encode_images(tokenizers: Tokenizers, images: list[np.ndarray], batch: int = 32) -> list[np.ndarray]:
-    """int32 [h*w] codes of each float32 image, in batches of one shape (so that one program is compiled)."""
-    out = []
-    for start in range(0, len(images), batch):
-        chunk = np.stack(images[start : start + batch])
-        padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)])
-        out.extend(np.asarray(tokenizers.image.encode(padded))[: len(chunk)])
+    out: Media = []
+    for part in document.media():
+        value, rate = part.value if isinstance(part.value, tuple) else (part.value, None)
+        value = root / value if isinstance(value, (str, Path)) else value
+        try:
+            if part.modality == Modality.IMAGE:
+                out.append((part.modality, read_image(value, tokenizers.image.image_size)))
+            else:
+                out.append((part.modality, read_audio(value, tokenizers.speech.sample_rate, source_rate=rate)))
+        except (ValueError, OSError) as error:
+            raise DocumentError(f"document {document.id!r}: {error}") from error
+        except TypeError as error:
+            kind = part.modality.name.lower()
+            raise DocumentError(
+                f"document {document.id!r}: {kind} is a {type(value).__name__}; give a path, a file's bytes or an array"
+            ) from error
     return out
+
+
+def encode_read(media: Sequence[Media], tokenizers: Tokenizers) -> list[list[np.ndarray]]:
+    """int32 codes of what `read_media` read, by document; equal kinds go through their network together."""
+    flat = [item for row in media for item in row]
+    images = [value for modality, value in flat if modality == Modality.IMAGE]
+    waves = [value for modality, value in flat if modality == Modality.SPEECH]
+    codes = {
+        Modality.IMAGE: iter(tokenizers.image.encode(np.stack(images)) if images else []),
+        Modality.SPEECH: iter(tokenizers.speech.encode_batch(waves) if waves else []),
+    }
+    return [[np.asarray(next(codes[modality]), np.int32) for modality, _ in row] for row in media]
+
+
+def encode_media(documents: Sequence[Document], tokenizers: Tokenizers, root: Path) -> list[list[np.ndarray]]:
+    """Codes int32 of every image and speech part, by document. Raises what `read_media` raises."""
+    return encode_read([read_media(document, tokenizers, root) for document in documents], tokenizers)
 
 
 def prompt_tokens(documents: Sequence[Document], tokenizers: Tokenizers, template: str, root: Path) -> list[np.ndarray]:
@@ -106,27 +143,52 @@ def prompt_tokens(documents: Sequence[Document], tokenizers: Tokenizers, templat
     ]
 
 
-def detokenize(tokens: np.ndarray, tokenizers: Tokenizers, budgets: Mapping[str, int] | None = None) -> Answer:
+def detokenize(
+    tokens: np.ndarray,
+    tokenizers: Tokenizers,
+    budgets: Mapping[str, int] | None = None,
+    *,
+    ready: Mapping[Modality, Sequence[np.ndarray]] | None = None,
+) -> Answer:
     """Generated ids int32 [n] -> Answer. An image with a wrong number of codes is a problem, never padded.
 
     `budgets` are those of the generation ({"text": n, "speech": n}): a part that fills its own was cut there, and the
-    answer says so.
+    answer says so. `ready`: samples and pixels that were decoded while the tokens came, by modality in their order.
     """
-    length = tokenizers.vocabulary.image_length
-    parsed = parse_response(tokens, tokenizers.vocabulary)
-    texts, images, speech = [], [], []
-    problems = list(parsed.problems)
+    vocabulary = tokenizers.vocabulary
+    parsed = parse_response(tokens, vocabulary)
+    at_hand = {kind: list((ready or {}).get(kind, ())) for kind in (Modality.IMAGE, Modality.SPEECH)}
+    answer = Answer("", [], [], np.asarray(tokens, np.int32), list(parsed.problems))
+    answer.counts["answer"] = len(answer.tokens)
     for modality, codes in parsed:
-        budget = (budgets or {}).get(modality.name.lower())
+        kind = modality.name.lower()
+        answer.counts[kind] = answer.counts.get(kind, 0) + len(codes)
+        budget = (budgets or {}).get(kind)
         if budget is not None and len(codes) >= budget:
-            problems.append(f"{modality.name.lower()} part ended by its budget of {budget} tokens")
-        if modality == Modality.TEXT:
-            texts.append(response_text(codes, tokenizers.text.decode))
-        elif modality == Modality.SPEECH and len(codes):
-            speech.append(np.asarray(tokenizers.speech.decode(codes), np.float32))
-        elif modality == Modality.IMAGE and len(codes) == length:
-            images.append(np.asarray(tokenizers.image.decode(np.asarray(codes)[None])[0]))
-    return Answer(" ".join(t for t in texts if t), images, speech, np.asarray(tokens, np.int32), problems)
+            answer.problems.append(f"{kind} part ended by its budget of {budget} tokens")
+        value = _decode_part(modality, codes, tokenizers, at_hand)
+        if value is not None:
+            answer.parts.append(Part(modality, value))
+    values = {m: [p.value for p in answer.parts if p.modality == m] for m in Modality}
+    answer.text = " ".join(values[Modality.TEXT])
+    answer.images, answer.speech = values[Modality.IMAGE], values[Modality.SPEECH]
+    answer.sample_rate = tokenizers.speech.sample_rate if answer.speech else 0
+    return answer
+
+
+def _decode_part(modality: Modality, codes: np.ndarray, tokenizers: Tokenizers, at_hand: Mapping):
+    """Text, uint8 pixels or float32 samples of one part's codes; None where there is nothing to see or hear."""
+    if modality == Modality.TEXT:
+        return response_text(codes, tokenizers.text.decode) or None
+    if modality == Modality.SPEECH and len(codes):
+        if at_hand[modality] and len(at_hand[modality][0]) == len(codes) * tokenizers.speech.hop_length:
+            return at_hand[modality].pop(0)
+        return np.asarray(tokenizers.speech.decode(codes), np.float32)
+    if modality == Modality.IMAGE and len(codes) == tokenizers.vocabulary.image_length:
+        if at_hand[modality]:
+            return at_hand[modality].pop(0)
+        return np.asarray(tokenizers.image.decode(np.asarray(codes)[None])[0])
+    return None
 
 
 def answer_tokens(documents: Sequence[Document], tokenizers: Tokenizers, template: str, root: Path) -> list[np.ndarray]:

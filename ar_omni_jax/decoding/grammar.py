@@ -9,7 +9,8 @@ A task's answer is a walk over parts (text, image, speech), then an end marker:
 The machine sees ids by class (text, image, speech, each marker). Each state says which classes lead where; a
 state that stays counts its tokens, and may be left only between its least and its largest count. A token is
 also legal only if the shortest legal ending after it still fits what is left of the row's budget: no output
-is ever cut off. Tables of all tasks form one machine, so rows of one batch may be in any task and any state.
+is ever cut off. Each state also says how its token is picked. A task is a small declaration (`TaskGrammar`,
+`ModeSwitch`); its machine is a few small arrays, so each row of a batch can have its own.
 """
 
 from __future__ import annotations
@@ -22,12 +23,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ar_omni_jax.decoding.strategy import PART_KINDS, Strategy, StrategyError, strategy_for
+from ar_omni_jax.decoding.guidance import Guidance
+from ar_omni_jax.decoding.strategy import (
+    PART_KINDS,
+    PENALTY_SCOPES,
+    ModeSwitch,
+    Strategy,
+    StrategyError,
+    strategy_for,
+)
 from ar_omni_jax.documents import TASKS
 from ar_omni_jax.vocabulary import JointVocabulary, Modality
 
 # Classes of ids. Everything no answer may contain (<pad>, <bos>, <eoh>, reserved ids ...) is OTHER.
-CLASSES = ("text", "image", "speech", "boi", "eoi", "boa", "eoa", "eos", "eom", "other")
+CLASSES = ("text", "image", "speech", "boi", "eoi", "boa", "eoa", "eos", "eom", "ins", "res", "other")
 OPENERS = {"text": "text", "image": "boi", "speech": "boa"}  # class of the token that begins a part
 CLOSERS = {"image": "eoi", "speech": "eoa"}
 
@@ -60,57 +69,90 @@ TASK_GRAMMARS = {
 }
 assert set(TASK_GRAMMARS) == set(TASKS)
 
+Declaration = TaskGrammar | ModeSwitch
+
+# What a request may name: the tasks, and the reference's way of decoding with its bit clear or set at first.
+DECLARATIONS: dict[str, Declaration] = {
+    **TASK_GRAMMARS,
+    "reference": ModeSwitch(),
+    "reference_greedy": ModeSwitch(greedy_first=True),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Picking:
+    """How tokens are picked, a state: arrays [S] (or [B], of the rows' states).
+
+    Attributes: as in `Strategy`; `penalty_scope` is an index into PENALTY_SCOPES. text_scale, image_scale:
+      those of the guidance in effect, 1 = none.
+    """
+
+    greedy: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    penalty: jax.Array
+    penalty_scope: jax.Array
+    text_scale: jax.Array
+    image_scale: jax.Array
+
+    def at(self, state) -> Picking:
+        """The settings of the given states."""
+        return jax.tree.map(lambda column: column[state], self)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Grammar:
-    """The compiled machine: S states, C classes, V ids. State 0 is the end.
+    """The compiled machine: S states, C classes. State 0 is the end.
 
     Attributes:
-      class_of: int32 [V], index into CLASSES.
       next_state: int32 [S, C], -1 where the class is illegal. A state that leads to itself counts its tokens.
       least, largest: int32 [S], the count from which the state may be left, and up to which it may stay.
       entry_count: int32 [S], the count on arrival (1 where the token that enters is itself counted).
       exit_need: int32 [S], tokens of the shortest way to the end once the count suffices.
-      greedy, temperature, top_k, top_p, penalty: [S], the strategy for the token picked in the state.
+      picking: how the token that leaves each state is picked.
     """
 
-    class_of: jax.Array
     next_state: jax.Array
     least: jax.Array
     largest: jax.Array
     entry_count: jax.Array
     exit_need: jax.Array
-    greedy: jax.Array
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    penalty: jax.Array
+    picking: Picking
 
     def need(self, state, count):
         """Least number of further tokens to the end of the answer from `state` with `count` tokens in it."""
         return jnp.maximum(self.least[state] - count, 0) + self.exit_need[state]
 
-    def legal_classes(self, state_B, count_B, left_B):
-        """bool [B, C]: the classes of the next token, when `left_B` tokens remain to the row, that one
+    def legal_classes(self, state, count, left):
+        """bool [..., C]: the classes of the next token, when `left` tokens remain to the row, that one
         included."""
-        target = self.next_state[state_B]
-        stays = target == state_B[:, None]
-        count = count_B[:, None]
-        in_bounds = jnp.where(stays, count < self.largest[state_B][:, None], count >= self.least[state_B][:, None])
+        target = self.next_state[state]
+        state, count, left = state[..., None], count[..., None], left[..., None]
+        stays = target == state
+        in_bounds = jnp.where(stays, count < self.largest[state], count >= self.least[state])
         new_count = jnp.where(stays, count + 1, self.entry_count[target])
-        return (target >= 0) & in_bounds & (self.need(target, new_count) < left_B[:, None])
+        return (target >= 0) & in_bounds & (self.need(target, new_count) < left)
 
-    def legal_ids(self, state_B, count_B, left_B):
-        """bool [B, V]: `legal_classes` spread over the vocabulary."""
-        return jnp.take(self.legal_classes(state_B, count_B, left_B), self.class_of, axis=1)
+    def legal_bits(self, state, count, left):
+        """int32 [...]: `legal_classes` as bits, class c at bit c."""
+        bits = jnp.left_shift(1, jnp.arange(len(CLASSES), dtype=jnp.int32))
+        return jnp.sum(jnp.where(self.legal_classes(state, count, left), bits, 0), axis=-1)
 
-    def advance(self, state_B, count_B, tokens_B):
-        """(state, count) after legal tokens; the end state stays what it is."""
-        target = self.next_state[state_B, self.class_of[tokens_B]]
-        count = jnp.where(target == state_B, count_B + 1, self.entry_count[target])
-        done = state_B == END
-        return jnp.where(done, state_B, target), jnp.where(done, count_B, count)
+    def advance(self, state, count, token_class):
+        """(state, count) after legal tokens of those classes; the end state stays what it is."""
+        target = self.next_state[state, token_class]
+        new_count = jnp.where(target == state, count + 1, self.entry_count[target])
+        done = state == END
+        return jnp.where(done, state, target), jnp.where(done, count, new_count)
+
+
+def has_class(bits_B, class_of_V):
+    """bool [B, V]: the ids whose class is among those of `Grammar.legal_bits`."""
+    return (bits_B[:, None] & jnp.left_shift(1, class_of_V)) != 0
 
 
 END = 0
@@ -146,17 +188,30 @@ class _Machine:
         return need
 
 
-def _add_task(machine: _Machine, task: str, grammar: TaskGrammar, limits: Mapping, strategies) -> int:
+def _add_switch(machine: _Machine, switch: ModeSwitch) -> int:
+    """Adds the two states of a `ModeSwitch`; returns its start."""
+    greedy, sample = (machine.state(s, largest=UNREACHABLE) for s in (switch.greedy, switch.sample))
+    for state in (greedy, sample):
+        machine.edges[state] = dict.fromkeys(CLASSES, state)
+        machine.edges[state] |= dict.fromkeys(switch.greedy_after, greedy)
+        machine.edges[state] |= dict.fromkeys(switch.sample_after, sample)
+        machine.edges[state] |= dict.fromkeys(switch.ends, END)
+    return greedy if switch.greedy_first else sample
+
+
+def _add_task(machine: _Machine, task: str, grammar: TaskGrammar, limits: Mapping, strategies, guidance) -> int:
     """Adds the states of one task; returns its start."""
 
-    def strategy(kind):
-        return strategy_for(strategies, task, kind)
+    def strategy(kind, guided=False):
+        found = strategy_for(strategies, task, kind)
+        # Guidance mixes the logits of image codes only: its branches have no other tokens.
+        return dataclasses.replace(found, guidance=(found.guidance or guidance) if guided else None)
 
     start = machine.state(strategy(grammar.parts[0]))
     insides, afters = [], []
     for kind in grammar.parts:
         least, largest = limits[kind]
-        inside = machine.state(strategy(kind), least, largest, entry=int(kind == "text"))
+        inside = machine.state(strategy(kind, kind == "image"), least, largest, entry=int(kind == "text"))
         machine.edges[inside][kind] = inside
         after = inside
         if kind in CLOSERS:
@@ -176,7 +231,9 @@ def _add_task(machine: _Machine, task: str, grammar: TaskGrammar, limits: Mappin
     return start
 
 
-def _class_table(vocabulary: JointVocabulary) -> np.ndarray:
+@functools.lru_cache(maxsize=8)
+def class_table(vocabulary: JointVocabulary) -> np.ndarray:
+    """int32 [V]: the index into CLASSES of each id."""
     table = np.full(vocabulary.size, CLASSES.index("other"), np.int32)
     for modality in (Modality.TEXT, Modality.IMAGE, Modality.SPEECH):
         table[vocabulary.mask(modality)] = CLASSES.index(modality.name.lower())
@@ -197,40 +254,62 @@ def part_limits(vocabulary: JointVocabulary, budgets: Mapping[str, int] | None) 
 
 
 def compile_grammar(
-    vocabulary: JointVocabulary, *, strategies: Mapping | None = None, budgets: Mapping[str, int] | None = None
+    vocabulary: JointVocabulary,
+    *,
+    tasks: Mapping[str, Declaration] | None = None,
+    strategies: Mapping | None = None,
+    budgets: Mapping[str, int] | None = None,
+    guidance: Guidance | None = None,
 ) -> tuple[Grammar, dict[str, int]]:
-    """The machine of all tasks, and the start state of each.
+    """The machine of some tasks (None: of all in DECLARATIONS) in NumPy arrays, and the start state of each.
 
     Args:
       strategies: {part kind or (task, part kind): Strategy} over DEFAULT_STRATEGIES.
       budgets: {"text": n, "speech": n}, the largest number of ids of one such part.
+      guidance: of image parts whose strategy names none.
     """
-    return _compile(vocabulary, tuple(sorted((strategies or {}).items(), key=str)), tuple((budgets or {}).items()))
+    given = (tasks or DECLARATIONS, strategies or {}, budgets or {})
+    return _compile(vocabulary, *(tuple(sorted(g.items(), key=str)) for g in given), guidance)
 
 
-@functools.lru_cache(maxsize=32)
-def _compile(vocabulary, strategies, budgets):
+@functools.lru_cache(maxsize=256)
+def _compile(vocabulary, tasks, strategies, budgets, guidance):
     limits, strategies = part_limits(vocabulary, dict(budgets)), dict(strategies)
     machine = _Machine()
     machine.state(Strategy(greedy=True))
-    starts = {task: _add_task(machine, task, g, limits, strategies) for task, g in TASK_GRAMMARS.items()}
+    starts = {}
+    for task, declared in tasks:
+        if isinstance(declared, ModeSwitch):
+            starts[task] = _add_switch(machine, declared)
+        else:
+            starts[task] = _add_task(machine, task, declared, limits, strategies, guidance)
     table = np.full((len(machine.edges), len(CLASSES)), -1, np.int32)
     for s, edges in enumerate(machine.edges):
         for name, target in edges.items():
             table[s, CLASSES.index(name)] = target
-
-    def column(field, dtype):
-        return np.array([getattr(s, field) for s in machine.strategies], dtype)
-
     counts = (np.array(x, np.int32) for x in (machine.least, machine.largest, machine.entry, machine.exit_needs()))
-    grammar = Grammar(
-        _class_table(vocabulary),
-        table,
-        *counts,
-        greedy=column("greedy", bool),
-        temperature=column("temperature", np.float32),
-        top_k=column("top_k", np.int32),
-        top_p=column("top_p", np.float32),
-        penalty=column("repetition_penalty", np.float32),
+    return Grammar(table, *counts, picking=_picking(machine.strategies)), starts
+
+
+def _picking(strategies: list[Strategy]) -> Picking:
+    none = Guidance(1.0, 1.0)
+
+    def column(values, dtype):
+        return np.array(list(values), dtype)
+
+    return Picking(
+        greedy=column((s.greedy for s in strategies), bool),
+        temperature=column((s.temperature for s in strategies), np.float32),
+        top_k=column((s.top_k for s in strategies), np.int32),
+        top_p=column((s.top_p for s in strategies), np.float32),
+        min_p=column((s.min_p for s in strategies), np.float32),
+        penalty=column((s.repetition_penalty for s in strategies), np.float32),
+        penalty_scope=column((PENALTY_SCOPES.index(s.penalty_scope) for s in strategies), np.int32),
+        text_scale=column(((s.guidance or none).text_scale for s in strategies), np.float32),
+        image_scale=column(((s.guidance or none).image_scale for s in strategies), np.float32),
     )
-    return grammar, starts
+
+
+def pad_states(grammar: Grammar, states: int) -> Grammar:
+    """The same machine with arrays of `states` states; none leads to the new ones."""
+    return jax.tree.map(lambda a: np.concatenate([a, np.repeat(a[:1], states - len(a), axis=0)]), grammar)

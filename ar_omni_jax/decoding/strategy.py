@@ -7,11 +7,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ar_omni_jax.decoding.guidance import Guidance
 from ar_omni_jax.vocabulary import JointVocabulary
 
 
 class StrategyError(ValueError):
     """A decoding setting that cannot be used; the message names it."""
+
+
+PENALTY_SCOPES = ("row", "answer", "part")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,22 +27,30 @@ class Strategy:
       temperature: logits are divided by it before the cuts.
       top_k: only the k likeliest remain; 0 = all.
       top_p: of these, the smallest set that holds this much of the probability remains.
-      repetition_penalty: logits of ids that the row holds already, prompt included, are divided by it when
-        positive and multiplied when negative; 1 = none.
+      min_p: of these, ids at least this likely compared to the likeliest remain; 0 = all.
+      repetition_penalty: logits of ids that stand in the scope already are divided by it when positive and
+        multiplied when negative; 1 = none.
+      penalty_scope: "row" (prompt and answer), "answer", or "part" (the text, image or speech being made).
+      guidance: classifier-free guidance; in effect in image parts only.
     """
 
     greedy: bool = False
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    penalty_scope: str = "row"
+    guidance: Guidance | None = None
 
     def __post_init__(self):
         for name, good, rule in (
             ("temperature", self.temperature > 0, "must be positive (use greedy=True for the likeliest)"),
             ("top_k", self.top_k >= 0, "must be 0 (off) or positive"),
             ("top_p", 0 < self.top_p <= 1, "must be in (0, 1]"),
+            ("min_p", 0 <= self.min_p < 1, "must be in [0, 1)"),
             ("repetition_penalty", self.repetition_penalty > 0, "must be positive"),
+            ("penalty_scope", self.penalty_scope in PENALTY_SCOPES, f"must be one of {', '.join(PENALTY_SCOPES)}"),
         ):
             if not good:
                 raise StrategyError(f"Strategy.{name} = {getattr(self, name)!r}: {rule}")
@@ -76,16 +88,27 @@ def strategy_for(strategies: Mapping | None, task: str, kind: str) -> Strategy:
 
 @dataclasses.dataclass(frozen=True)
 class ModeSwitch:
-    """The reference's selector: one greedy-or-sample bit that four markers set, and nothing else changes.
+    """The reference's decoding: one greedy-or-sample bit that four markers set; every id is legal.
 
-    Kept as a statement of what published checkpoints were decoded with; `generate` uses the grammar instead.
+    A declaration like the tasks of `decoding/grammar.py`, for those who want a published checkpoint's streams
+    as its authors made them. Nothing sees to it that such an answer parses.
+
+    Attributes:
+      greedy_after, sample_after: markers that set and clear the bit.
+      greedy_first: the bit before any of them.
+      ends: markers that end the answer.
+      greedy, sample: how tokens are picked while the bit is set, or not.
     """
 
     greedy_after: tuple[str, ...] = ("boa", "ins")
     sample_after: tuple[str, ...] = ("eoa", "res")
+    greedy_first: bool = False
+    ends: tuple[str, ...] = ("eos", "eom")
+    greedy: Strategy = Strategy(greedy=True, repetition_penalty=1.2)
+    sample: Strategy = Strategy(temperature=1.2, top_p=0.96, repetition_penalty=1.2)
 
     def greedy_for_next(self, tokens, vocabulary: JointVocabulary, default_greedy: bool) -> np.ndarray:
-        """bool [n]: whether the token after tokens[i] is picked greedily.
+        """bool [n]: whether the token after tokens[i] is picked greedily. The definition, on the host.
 
         Args:
           tokens: int [n] joint ids, from the start of the stream.

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ar_omni_jax.decoding.grammar import END, TASK_GRAMMARS, compile_grammar
+from ar_omni_jax.decoding.grammar import (
+    CLASSES,
+    END,
+    TASK_GRAMMARS,
+    TaskGrammar,
+    class_table,
+    compile_grammar,
+    has_class,
+    pad_states,
+)
+from ar_omni_jax.decoding.guidance import Guidance
 from ar_omni_jax.decoding.strategy import GREEDY, Strategy, StrategyError, strategy_for
 from ar_omni_jax.documents import TASKS
 from ar_omni_jax.responses import parse_response
@@ -14,16 +24,24 @@ from ar_omni_jax.vocabulary import Modality, compact_vocabulary
 VOCABULARY = compact_vocabulary(text=20, image=8, speech=12, image_grid=(2, 3), multiple=16)
 
 
+CLASS_OF = class_table(VOCABULARY)
+
+
+def legal_ids(grammar, state, count, left: int) -> np.ndarray:
+    """The ids that may come next in a single row."""
+    return np.flatnonzero(np.asarray(has_class(grammar.legal_bits(state, count, np.array([left])), CLASS_OF))[0])
+
+
 def walk(task: str, left: int, seed: int, budgets=None) -> list[int]:
     """A random walk over legal ids, in NumPy, until the end state; fails when no id is legal."""
     grammar, starts = compile_grammar(VOCABULARY, budgets=budgets)
     rng = np.random.default_rng(seed)
     state, count, out = np.array([starts[task]]), np.array([0]), []
     while state[0] != END:
-        legal = np.flatnonzero(np.asarray(grammar.legal_ids(state, count, np.array([left - len(out)])))[0])
+        legal = legal_ids(grammar, state, count, left - len(out))
         assert len(legal), f"{task}: nothing is legal after {out}"
         out.append(int(rng.choice(legal)))
-        state, count = (np.asarray(x) for x in grammar.advance(state, count, np.array([out[-1]])))
+        state, count = (np.asarray(x) for x in grammar.advance(state, count, CLASS_OF[out[-1:]]))
     return out
 
 
@@ -75,8 +93,8 @@ def legal_names(task: str, tokens: list[int], left: int = 500) -> set[str]:
     grammar, starts = compile_grammar(VOCABULARY)
     state, count = np.array([starts[task]]), np.array([0])
     for token in tokens:
-        state, count = (np.asarray(x) for x in grammar.advance(state, count, np.array([token])))
-    ids = np.flatnonzero(np.asarray(grammar.legal_ids(state, count, np.array([left])))[0])
+        state, count = (np.asarray(x) for x in grammar.advance(state, count, CLASS_OF[[token]]))
+    ids = legal_ids(grammar, state, count, left)
     names = {token: name for name, token in VOCABULARY.markers.items()}
     kinds = {Modality(int(VOCABULARY.modality_table[i])).name.lower() for i in ids if i not in names}
     for kind in kinds:  # a modality is legal as a whole or not at all
@@ -106,10 +124,11 @@ def test_rows_in_different_states_do_not_mix():
     grammar, starts = compile_grammar(VOCABULARY)
     grammar = jax.tree.map(jnp.asarray, grammar)
     states = jnp.array([starts[t] for t in ("asr", "t2i", "tts")])
-    together = grammar.legal_ids(states, jnp.zeros(3, int), jnp.full(3, 50))
+    together = grammar.legal_bits(states, jnp.zeros(3, int), jnp.full(3, 50))
     for i in range(3):
-        alone = grammar.legal_ids(states[i : i + 1], jnp.zeros(1, int), jnp.full(1, 50))
+        alone = grammar.legal_bits(states[i : i + 1], jnp.zeros(1, int), jnp.full(1, 50))
         assert np.array_equal(together[i], alone[0])
+    assert len(set(together.tolist())) == 3
 
 
 def test_strategies_are_looked_up_by_task_then_kind():
@@ -119,7 +138,29 @@ def test_strategies_are_looked_up_by_task_then_kind():
     assert strategy_for({"text": cold}, "asr", "text") == cold
     assert strategy_for({"text": GREEDY, ("asr", "text"): cold}, "asr", "text") == cold
     grammar, starts = compile_grammar(VOCABULARY, strategies={("caption", "text"): cold})
-    assert grammar.temperature[starts["caption"]] == np.float32(0.5) and not grammar.greedy[starts["caption"]]
-    for changes in ({"temperature": 0}, {"top_p": 0.0}, {"top_k": -1}, {"repetition_penalty": 0}):
+    picking = grammar.picking.at(starts["caption"])
+    assert picking.temperature == np.float32(0.5) and not picking.greedy
+    wrong = [{"temperature": 0}, {"top_p": 0.0}, {"top_k": -1}, {"repetition_penalty": 0}]
+    for changes in (*wrong, {"min_p": 1.0}, {"penalty_scope": "page"}):
         with pytest.raises(StrategyError, match=f"Strategy.{next(iter(changes))} = "):
             Strategy(**changes)
+
+
+def test_guidance_is_in_effect_inside_images_only():
+    guidance = Guidance(text_scale=2.0)
+    grammar, starts = compile_grammar(VOCABULARY, tasks=TASK_GRAMMARS, guidance=guidance)
+    guided = np.flatnonzero(grammar.picking.text_scale == 2)
+    image = CLASSES.index("image")
+    assert np.array_equal(guided, np.flatnonzero(grammar.next_state[:, image] == np.arange(len(grammar.least))))
+    own = {("t2i", "image"): Strategy(guidance=Guidance(text_scale=5.0))}
+    grammar, starts = compile_grammar(VOCABULARY, strategies=own, guidance=guidance)
+    inside = grammar.next_state[starts["t2i"], CLASSES.index("boi")]
+    assert grammar.picking.text_scale[inside] == 5 and grammar.picking.text_scale[starts["t2i"]] == 1
+
+
+def test_a_task_of_ones_own_is_a_declaration():
+    story = TaskGrammar(("text", "image", "speech"), "eos")
+    grammar, starts = compile_grammar(VOCABULARY, tasks={"story": story}, budgets={"text": 2, "speech": 3})
+    whole = pad_states(grammar, 16)
+    assert whole.next_state.shape == (16, len(CLASSES)) and starts["story"] != END
+    assert int(whole.need(starts["story"], 0)) == 1 + (VOCABULARY.image_length + 2) + 3 + 1

@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ar_omni_jax.decoding.grammar import CLASSES, class_table, compile_grammar
 from ar_omni_jax.decoding.guidance import mix_guided
 from ar_omni_jax.decoding.strategy import ModeSwitch
 from ar_omni_jax.vocabulary import chameleon_vocabulary
@@ -19,6 +22,25 @@ def test_mode_switch_equals_the_reference():
     for case in golden["cases"]:
         got = ModeSwitch().greedy_for_next(case["tokens"], vocabulary, case["default_greedy"])
         assert got.tolist() == case["greedy_for_next"]
+
+
+def test_the_compiled_switch_decodes_as_the_reference():
+    """The declaration's machine, run over the golden streams, picks greedily exactly where the reference does."""
+    golden = json.loads((GOLDEN / "decode_modes.json").read_text())
+    vocabulary = chameleon_vocabulary()
+    classes = class_table(vocabulary)
+    for case in golden["cases"]:
+        # The golden streams run through <eos>, so that only <eom> may end them here.
+        switch = ModeSwitch(greedy_first=case["default_greedy"], ends=("eom",))
+        grammar, starts = compile_grammar(vocabulary, tasks={"switch": switch})
+        grammar = jax.tree.map(jnp.asarray, grammar)
+        state, count, got = jnp.int32(starts["switch"]), jnp.int32(0), []
+        assert bool(grammar.picking.greedy[state]) == case["default_greedy"]
+        for token in case["tokens"]:
+            assert int(grammar.legal_bits(state, count, jnp.int32(100))) == (1 << len(CLASSES)) - 1
+            state, count = grammar.advance(state, count, int(classes[token]))
+            got.append(bool(grammar.picking.greedy[state]))
+        assert got == case["greedy_for_next"]
 
 
 def test_guidance_equals_the_reference():

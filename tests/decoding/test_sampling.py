@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ar_omni_jax.decoding.grammar import compile_grammar
+from ar_omni_jax.decoding.grammar import Picking, TaskGrammar, class_table, compile_grammar, has_class
 from ar_omni_jax.decoding.sampling import cut, penalize, pick
 from ar_omni_jax.decoding.strategy import GREEDY, Strategy
 from ar_omni_jax.vocabulary import compact_vocabulary
@@ -10,9 +10,28 @@ from ar_omni_jax.vocabulary import compact_vocabulary
 VOCABULARY = compact_vocabulary(text=20, image=8, speech=12, image_grid=(2, 3), multiple=16)
 
 
-def kept(probabilities, top_k, top_p) -> list[int]:
+def picking_of(*strategies: Strategy) -> Picking:
+    """The settings of rows, one strategy each."""
+    tasks = {str(i): TaskGrammar(("text",), "eos") for i in range(len(strategies))}
+    given = {(str(i), "text"): strategy for i, strategy in enumerate(strategies)}
+    grammar, starts = compile_grammar(VOCABULARY, tasks=tasks, strategies=given)
+    return jax.tree.map(jnp.asarray, grammar.picking.at(np.array([starts[task] for task in tasks])))
+
+
+def kept(probabilities, top_k=0, top_p=1.0, min_p=0.0) -> list[int]:
     scores = jnp.log(jnp.asarray([probabilities]))
-    return np.flatnonzero(np.isfinite(np.asarray(cut(scores, jnp.array([top_k]), jnp.array([top_p])))[0])).tolist()
+    picking = picking_of(Strategy(top_k=top_k, top_p=top_p, min_p=min_p))
+    return np.flatnonzero(np.isfinite(np.asarray(cut(scores, picking))[0])).tolist()
+
+
+def by_sorting(scores, top_k, top_p, min_p):
+    """The definition of `cut` for one row without ties, in float64."""
+    order = np.argsort(-scores)
+    order = order[: top_k or None]
+    p = np.exp(scores[order] - scores.max())
+    before = np.cumsum(p / p.sum()) - p / p.sum()
+    order = order[(before < top_p) | (top_p >= 1)]
+    return sorted(order[np.exp(scores[order] - scores.max()) >= min_p].tolist())
 
 
 def test_cuts_keep_what_they_should():
@@ -23,6 +42,22 @@ def test_cuts_keep_what_they_should():
     assert kept(p, 0, 0.7) == [1, 3, 4]
     assert kept(p, 0, 1e-6) == [1]
     assert kept(p, 3, 0.7) == [1, 3]  # of the three that are left, 0.65 / 0.85 = 0.76 is enough
+    assert kept(p, min_p=0.45) == [1, 3, 4]
+    assert kept(p, 2, 1.0, 0.7) == [1]
+    assert kept([0.3, 0.1, 0.3, 0.3], 2) == [0, 2, 3]  # ties at the edge stay
+
+
+def test_cuts_of_many_rows_equal_sorting():
+    rng = np.random.default_rng(3)
+    settings = [(0, 0.9, 0.0), (7, 1.0, 0.0), (0, 1.0, 0.2), (12, 0.6, 0.05), (0, 0.999, 0.0), (1000, 0.5, 0.0)]
+    scores = (3 * rng.standard_normal((len(settings), 300))).astype(np.float32)
+    scores[:, rng.permutation(300)[:100]] = -np.inf  # what the grammar forbids
+    picking = picking_of(*(Strategy(top_k=k, top_p=p, min_p=m) for k, p, m in settings))
+    got = np.isfinite(np.asarray(cut(jnp.asarray(scores), picking)))
+    for row, (k, p, m) in enumerate(settings):
+        legal = np.flatnonzero(np.isfinite(scores[row]))
+        expected = by_sorting(scores[row][legal].astype(np.float64), k, p, m)
+        assert np.flatnonzero(got[row]).tolist() == legal[expected].tolist(), settings[row]
 
 
 def test_penalty_lowers_seen_ids_only():
@@ -34,8 +69,10 @@ def _pick(strategies, tasks, keys, logits):
     grammar, starts = compile_grammar(VOCABULARY, strategies=strategies)
     grammar = jax.tree.map(jnp.asarray, grammar)
     state = jnp.array([starts[t] for t in tasks])
-    legal = grammar.legal_ids(state, jnp.zeros(len(tasks), int), jnp.full(len(tasks), 60))
-    return np.asarray(pick(logits, legal, state, grammar, keys)), np.asarray(legal)
+    bits = grammar.legal_bits(state, jnp.zeros(len(tasks), int), jnp.full(len(tasks), 60))
+    legal = has_class(bits, class_table(VOCABULARY))
+    nothing = jnp.zeros_like(legal)
+    return np.asarray(pick(logits, legal, grammar.picking.at(state), lambda: nothing, lambda: keys)), np.asarray(legal)
 
 
 def test_rows_follow_their_own_strategy_and_stay_legal():

@@ -99,7 +99,8 @@ class SpeechTokenizer:
         """float32 [T] -> int32 [ceil(T / hop)]."""
         return self.encode_batch([wav])[0]
 
-    def _valid_codes(self, codes: np.ndarray) -> np.ndarray:
+    def checked_codes(self, codes: np.ndarray) -> np.ndarray:
+        """Integers [n] as int32; ValueError for another shape or type, or a code outside the codebook."""
         codes = np.asarray(codes)
         if codes.ndim != 1 or (codes.size and codes.dtype.kind not in "iu"):
             raise ValueError(f"decode: codes must be integers [n], got {codes.dtype}{list(codes.shape)}")
@@ -111,7 +112,7 @@ class SpeechTokenizer:
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """int [n] -> float32 [n * hop]; n = 0 gives no samples."""
-        codes = self._valid_codes(codes)
+        codes = self.checked_codes(codes)
         if not codes.size:
             return np.zeros(0, np.float32)
         padded = codes
@@ -129,7 +130,7 @@ class SpeechTokenizer:
 
         Any n: pieces of powers of two are decoded, so seven programs serve all chunk sizes.
         """
-        codes, pieces = self._valid_codes(codes), [np.zeros(0, np.float32)]
+        codes, pieces = self.checked_codes(codes), [np.zeros(0, np.float32)]
         while codes.size:
             size = min(CHUNK, 1 << codes.size.bit_length() - 1)
             state, samples = self._stream(self._state, state, jnp.asarray(codes[None, :size]))

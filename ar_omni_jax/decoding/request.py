@@ -1,0 +1,164 @@
+"""What is asked of the engine, what it answers, and the check that a request can be answered at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from ar_omni_jax.decoding.grammar import (
+    DECLARATIONS,
+    Declaration,
+    Grammar,
+    ModeSwitch,
+    compile_grammar,
+    pad_states,
+    part_limits,
+)
+from ar_omni_jax.decoding.guidance import Guidance, branches
+from ar_omni_jax.vocabulary import JointVocabulary
+
+MAX_STATES = 16  # of one request's machine; the most of a built-in task are 8
+
+
+class GenerationError(ValueError):
+    """A request that cannot be answered; the message names the prompt and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """One answer to make.
+
+    Attributes:
+      prompt: int32 ids, ending where the model is to go on (`templates.prompt`).
+      task: a name of `grammar.DECLARATIONS`, or a declaration of one's own.
+      seed: of the random draws. An answer depends on its own prompt, seed and settings alone.
+      strategies: {part kind or (task, part kind): Strategy}, over the defaults of `decoding/strategy.py`.
+      budgets: {"text": n, "speech": n}, the largest number of ids of one such part.
+      max_new_tokens: of the answer, end marker included, the prompt not. Given, the answer is sure to have that
+        room (or the request is refused); None = what the task's parts may need, as far as the context allows.
+      guidance: of image parts whose strategy names none.
+      id: the caller's name for it; used in messages.
+    """
+
+    prompt: np.ndarray
+    task: str | Declaration
+    seed: int = 0
+    strategies: Mapping | None = None
+    budgets: Mapping[str, int] | None = None
+    max_new_tokens: int | None = None
+    guidance: Guidance | None = None
+    id: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Event:
+    """News of one request.
+
+    Attributes:
+      index: its position among the submitted requests.
+      tokens: int32 ids that are new since its last event; may be empty.
+      done: whether it is the last event.
+      error: why there is no answer, or no more of it; None when all is well.
+    """
+
+    index: int
+    tokens: np.ndarray
+    done: bool
+    error: Exception | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """A request that can be answered, as the device needs it.
+
+    Attributes: prompt, int32. branches: prompts of guidance rows (none, unconditional, or also image-only).
+      grammar: of MAX_STATES states; start: where it begins. left: tokens the answer may have.
+    """
+
+    prompt: np.ndarray
+    branches: list[np.ndarray]
+    grammar: Grammar
+    start: int
+    left: int
+    seed: int
+
+
+def plan(request: Request, name: str, vocabulary: JointVocabulary, capacity: int) -> Plan:
+    """Checks a request and compiles its machine.
+
+    Args:
+      name: what messages call it. capacity: tokens that a row can hold, prompt and answer.
+    Raises a ValueError (GenerationError, VocabularyError, StrategyError, GuidanceError) in words.
+    """
+    task, declared = _declaration(request, name)
+    prompt = _ids(request.prompt, name, vocabulary)
+    if request.guidance is not None:
+        request.guidance.check()
+    grammar, starts = compile_grammar(
+        vocabulary,
+        tasks={task: declared},
+        strategies=request.strategies,
+        budgets=request.budgets,
+        guidance=request.guidance,
+    )
+    if len(grammar.least) > MAX_STATES:
+        raise GenerationError(f"{name}: task {task!r} has {len(grammar.least)} states, more than {MAX_STATES}")
+    left = _room(request, name, task, declared, prompt, int(grammar.need(starts[task], 0)), vocabulary, capacity)
+    extra = _branch_prompts(request, name, grammar, prompt, vocabulary)
+    for ids in extra:
+        if len(ids) + left > capacity:
+            raise GenerationError(f"{name}: a guidance prompt of {len(ids)} tokens leaves no room for {left} more")
+    return Plan(prompt, extra, pad_states(grammar, MAX_STATES), starts[task], left, int(request.seed) % (1 << 32))
+
+
+def _declaration(request: Request, name: str) -> tuple[str, Declaration]:
+    if not isinstance(request.task, str):
+        return "custom", request.task
+    if request.task not in DECLARATIONS:
+        raise GenerationError(f"{name}: unknown task {request.task!r}; known tasks: {', '.join(DECLARATIONS)}")
+    return request.task, DECLARATIONS[request.task]
+
+
+def _ids(prompt, name: str, vocabulary: JointVocabulary) -> np.ndarray:
+    prompt = np.asarray(prompt)
+    if prompt.ndim != 1 or not len(prompt):
+        raise GenerationError(f"{name}: shape {prompt.shape}; give a non-empty list of ids")
+    if not np.issubdtype(prompt.dtype, np.integer):
+        raise GenerationError(f"{name}: ids of type {prompt.dtype}; give integers")
+    return vocabulary.check_ids(prompt, name).astype(np.int32)
+
+
+def _room(request, name, task, declared, prompt, need, vocabulary, capacity) -> int:
+    """Tokens that the answer may have."""
+    wanted = request.max_new_tokens
+    if wanted is None and isinstance(declared, ModeSwitch):
+        wanted = capacity
+    elif wanted is None:
+        limits = part_limits(vocabulary, request.budgets)
+        wanted = sum(limits[kind][1] + 2 for kind in declared.parts) + 1
+    elif wanted >= need and len(prompt) + wanted > capacity:
+        raise GenerationError(
+            f"{name}: prompt of {len(prompt)} tokens and max_new_tokens {wanted} exceed max_length {capacity}; "
+            "shorten the prompt (drop whole turns) or lower max_new_tokens"
+        )
+    room = min(int(wanted), capacity - len(prompt))
+    if need > room:
+        raise GenerationError(
+            f"{name}: task {task!r} needs at least {need} new tokens, but only {max(room, 0)} are allowed "
+            f"(prompt of {len(prompt)} tokens, max_length {capacity}, max_new_tokens {request.max_new_tokens}); "
+            "shorten the prompt or raise max_new_tokens"
+        )
+    return room
+
+
+def _branch_prompts(request, name, grammar: Grammar, prompt, vocabulary) -> list[np.ndarray]:
+    """Prompts of the extra rows that guidance needs; none without guidance in any state."""
+    picking = grammar.picking
+    if not ((picking.text_scale != 1) | (picking.image_scale != 1)).any():
+        return []
+    strategies = (request.strategies or {}).values()
+    used = next((s.guidance for s in strategies if s.guidance is not None), request.guidance)
+    used.check()
+    return [_ids(ids, f"{name}, guidance", vocabulary) for ids in branches(used, prompt, vocabulary)]

@@ -12,7 +12,8 @@ from flax import nnx
 
 from ar_omni_jax.checkpoint import load_for_inference
 from ar_omni_jax.interop.backbone import SCALED, SEPARATE
-from ar_omni_jax.model.cache import decode, prefill, unstack_layers
+from ar_omni_jax.model.cache import decode, logits_of, prefill
+from ar_omni_jax.model.decode_weights import make_decode_weights
 from ar_omni_jax.model.transformer import abstract_transformer
 from ar_omni_jax.tokenizers.image.config import VQGANConfig
 from ar_omni_jax.tokenizers.image.model import VQGAN
@@ -93,12 +94,14 @@ def test_greedy_generation_is_equal_for_64_tokens(both):
     )[0, 9:].numpy()
     allowed = jnp.asarray(backbones.VOCABULARY.mask(Modality.TEXT))
 
-    def pick(hidden):
-        return jnp.argmax(jnp.where(allowed, model.logits(hidden), -jnp.inf), -1).astype(jnp.int32)
+    weights, config = make_decode_weights(model)
 
-    hidden, cache = prefill(model, prompt, np.array([9], np.int32), 80)
-    layers, token, got = unstack_layers(model), pick(hidden), []
-    step = jax.jit(functools.partial(decode, model, layers))
+    def pick(hidden):
+        return jnp.argmax(jnp.where(allowed, logits_of(weights, hidden), -jnp.inf), -1).astype(jnp.int32)
+
+    hidden, cache = prefill(weights, config, prompt, np.array([9], np.int32), 80)
+    token, got = pick(hidden), []
+    step = jax.jit(functools.partial(decode, weights, config))
     for _ in range(64):
         got.append(int(token[0]))
         hidden, cache = step(token[:, None], cache)

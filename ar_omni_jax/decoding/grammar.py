@@ -190,6 +190,10 @@ class _Machine:
 
 def _add_switch(machine: _Machine, switch: ModeSwitch) -> int:
     """Adds the two states of a `ModeSwitch`; returns its start."""
+    unknown = sorted({*switch.greedy_after, *switch.sample_after, *switch.ends} - set(CLASSES))
+    if unknown or not switch.ends:
+        known = ", ".join(CLASSES)
+        raise StrategyError(f"ModeSwitch: {unknown or 'no'} markers; it may name {known}, and needs an end")
     greedy, sample = (machine.state(s, largest=UNREACHABLE) for s in (switch.greedy, switch.sample))
     for state in (greedy, sample):
         machine.edges[state] = dict.fromkeys(CLASSES, state)

@@ -6,10 +6,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ar_omni_jax.decoding.grammar import CLASSES, class_table, compile_grammar
 from ar_omni_jax.decoding.guidance import mix_guided
-from ar_omni_jax.decoding.strategy import ModeSwitch
+from ar_omni_jax.decoding.strategy import ModeSwitch, StrategyError
 from ar_omni_jax.vocabulary import chameleon_vocabulary
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -49,3 +50,9 @@ def test_guidance_equals_the_reference():
     scales = {"text_scale": float(golden["text_scale"]), "image_scale": float(golden["image_scale"])}
     np.testing.assert_allclose(mix_guided(full, image, unconditional, **scales), golden["mixed"], atol=1e-5)
     np.testing.assert_allclose(mix_guided(full, image, unconditional, text_scale=1, image_scale=1), full, atol=1e-6)
+
+
+def test_a_switch_of_unknown_markers_is_refused():
+    for wrong, message in ((ModeSwitch(ends=("unk",)), "unk"), (ModeSwitch(ends=()), "needs an end")):
+        with pytest.raises(StrategyError, match=message):
+            compile_grammar(chameleon_vocabulary(), tasks={"switch": wrong})

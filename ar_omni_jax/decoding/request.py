@@ -105,11 +105,9 @@ def plan(request: Request, name: str, vocabulary: JointVocabulary, capacity: int
     )
     if len(grammar.least) > MAX_STATES:
         raise GenerationError(f"{name}: task {task!r} has {len(grammar.least)} states, more than {MAX_STATES}")
-    left = _room(request, name, task, declared, prompt, int(grammar.need(starts[task], 0)), vocabulary, capacity)
     extra = _branch_prompts(request, name, grammar, prompt, vocabulary)
-    for ids in extra:
-        if len(ids) + left > capacity:
-            raise GenerationError(f"{name}: a guidance prompt of {len(ids)} tokens leaves no room for {left} more")
+    longest = max(prompt, *extra, key=len) if extra else prompt  # every row of the answer must hold its tokens
+    left = _room(request, name, task, declared, longest, int(grammar.need(starts[task], 0)), vocabulary, capacity)
     return Plan(prompt, extra, pad_states(grammar, MAX_STATES), starts[task], left, int(request.seed) % (1 << 32))
 
 
@@ -131,7 +129,7 @@ def _ids(prompt, name: str, vocabulary: JointVocabulary) -> np.ndarray:
 
 
 def _room(request, name, task, declared, prompt, need, vocabulary, capacity) -> int:
-    """Tokens that the answer may have."""
+    """Tokens that the answer may have after `prompt`, the longest that it is made from."""
     wanted = request.max_new_tokens
     if wanted is None and isinstance(declared, ModeSwitch):
         wanted = capacity

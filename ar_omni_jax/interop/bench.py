@@ -4,8 +4,8 @@ python -m ar_omni_jax.interop.bench --output=DIR             # all 32 layers: 13
 python -m ar_omni_jax.interop.bench --output=DIR --layers=8 --through=orbax,meta
 
 Makes an HF model layer by layer, converts it to each layout and back by the command, each in a process of its own, and
-prints one JSON object: seconds and peak resident memory (GiB, `ru_maxrss`) of each conversion. The way back is compared
-with the start, tensor by tensor. What is no longer needed is removed on the way (--keep leaves everything).
+prints one JSON object: seconds and peak resident memory (GiB, Linux's `VmHWM`) of each conversion. The way back is
+compared with the start, tensor by tensor. What is no longer needed is removed on the way (--keep leaves everything).
 """
 
 from __future__ import annotations
@@ -51,10 +51,12 @@ def random_backbone(config: TransformerConfig, vocabulary: JointVocabulary, dtyp
 
 def measured(arguments: Sequence[str]) -> dict[str, float]:
     """Runs `convert` in a process of its own: {"seconds", "peak_gib"}; RuntimeError when it fails."""
+    # Not `ru_maxrss`: Linux hands a parent's down to the processes that it starts.
     code = (
-        "import resource, sys\nfrom ar_omni_jax import convert\n"
+        "import re, sys\nfrom ar_omni_jax import convert\n"
         "code = convert.main(sys.argv[1:])\n"
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\nsys.exit(code)"
+        "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"
+        "print('peak', peak, file=sys.stderr)\nsys.exit(code)"
     )
     start = time.monotonic()
     process = subprocess.Popen(

@@ -245,3 +245,12 @@ def test_sharded_over_a_mesh():
         for request, answer, expected in zip(requests, answers, plain, strict=True):
             check_answer(request.task, answer)
             assert weights or np.array_equal(answer, expected)
+
+
+def test_a_longer_guidance_prompt_takes_its_room(engines):
+    """Rows of guidance hold the answer too: a budget left open shrinks to what the longest prompt leaves."""
+    guidance = Guidance(text_scale=2.0, image_scale=1.5, image_only=(0, 5, 6))
+    request = Request(prompt=np.array([0], np.int32), task="chat_image", guidance=guidance)
+    (answer,) = engines[0].generate([request])
+    assert not isinstance(answer, Exception), answer
+    assert len(answer) + 3 <= engines[0].capacity

@@ -16,7 +16,7 @@ from ar_omni_jax import templates
 from ar_omni_jax.answer_stream import AnswerStream, Piece
 from ar_omni_jax.checkpoint import CheckpointError, load_for_inference
 from ar_omni_jax.decoding.engine import Engine, GenerationError, Request
-from ar_omni_jax.decoding.grammar import DEFAULT_BUDGETS, TASK_GRAMMARS, part_limits
+from ar_omni_jax.decoding.grammar import DEFAULT_BUDGETS, TASK_GRAMMARS, longest_answer
 from ar_omni_jax.decoding.guidance import Guidance, GuidanceError
 from ar_omni_jax.decoding.request import Plan, plan
 from ar_omni_jax.decoding.strategy import StrategyError
@@ -221,8 +221,7 @@ class Predictor:
             return prompt(document), ""
         length, wanted = self.model.config.max_length, options["max_new_tokens"]
         if wanted is None:
-            limits = part_limits(self.tokenizers.vocabulary, options["budgets"])
-            wanted = 1 + sum(limits[kind][1] + 2 for kind in TASK_GRAMMARS[document.task].parts)
+            wanted = longest_answer(TASK_GRAMMARS[document.task], self.tokenizers.vocabulary, options["budgets"])
             # Half of the context at most is kept free: history is worth more than an unlikely length.
             wanted = min(wanted, length // 2)
         room = length - wanted

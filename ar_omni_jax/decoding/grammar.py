@@ -257,6 +257,12 @@ def part_limits(vocabulary: JointVocabulary, budgets: Mapping[str, int] | None) 
     return limits | {"image": (vocabulary.image_length,) * 2}
 
 
+def longest_answer(grammar: TaskGrammar, vocabulary: JointVocabulary, budgets: Mapping[str, int] | None) -> int:
+    """Tokens of the longest answer in which each part comes once: codes, their markers, and the end marker."""
+    limits = part_limits(vocabulary, budgets)
+    return sum(limits[kind][1] + 2 for kind in grammar.parts) + 1
+
+
 def compile_grammar(
     vocabulary: JointVocabulary,
     *,

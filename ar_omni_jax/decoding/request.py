@@ -13,8 +13,8 @@ from ar_omni_jax.decoding.grammar import (
     Grammar,
     ModeSwitch,
     compile_grammar,
+    longest_answer,
     pad_states,
-    part_limits,
 )
 from ar_omni_jax.decoding.guidance import Guidance, branches
 from ar_omni_jax.vocabulary import JointVocabulary
@@ -134,8 +134,7 @@ def _room(request, name, task, declared, prompt, need, vocabulary, capacity) -> 
     if wanted is None and isinstance(declared, ModeSwitch):
         wanted = capacity
     elif wanted is None:
-        limits = part_limits(vocabulary, request.budgets)
-        wanted = sum(limits[kind][1] + 2 for kind in declared.parts) + 1
+        wanted = longest_answer(declared, vocabulary, request.budgets)
     elif wanted >= need and len(prompt) + wanted > capacity:
         raise GenerationError(
             f"{name}: prompt of {len(prompt)} tokens and max_new_tokens {wanted} exceed max_length {capacity}; "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import ml_dtypes
 import numpy as np
 
@@ -12,8 +15,26 @@ DTYPES: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+Specs = Mapping[str, tuple[tuple[int, ...], str]]  # {name: (shape, name in DTYPES)}
 _BLOCK = 128
 KEEP = "keep"  # every tensor in the type that it has
+
+
+def byte_sizes(specs: Specs) -> dict[str, int]:
+    """{name: bytes} of tensors, in their order."""
+    return {name: math.prod(shape) * DTYPES[dtype].itemsize for name, (shape, dtype) in specs.items()}
+
+
+def group_by_size(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in their order, in as few groups of at most `limit` bytes as that takes; a larger one stands alone."""
+    groups, filled = [[]], 0
+    for name, size in sizes.items():
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups
 
 
 def cast(array: np.ndarray, dtype: np.dtype | None, name: str) -> np.ndarray:

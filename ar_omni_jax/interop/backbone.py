@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ar_omni_jax.interop.arrays import cast
+from ar_omni_jax.interop.arrays import byte_sizes, cast
 from ar_omni_jax.interop.errors import InteropError
 from ar_omni_jax.model.config import TransformerConfig
 from ar_omni_jax.vocabulary import JointVocabulary
@@ -78,8 +78,7 @@ class Backbone:
 
     def size(self) -> int:
         """Bytes of all tensors."""
-        widths = {"float32": 4, "bfloat16": 2, "float16": 2}
-        return sum(math.prod(shape) * widths[self.dtypes[name]] for name, shape in self.shapes.items())
+        return sum(byte_sizes({name: (shape, self.dtypes[name]) for name, shape in self.shapes.items()}).values())
 
     def replace(self, **changes) -> Backbone:
         return dataclasses.replace(self, **changes)

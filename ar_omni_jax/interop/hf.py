@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import re
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ar_omni_jax.interop import sidecar
-from ar_omni_jax.interop.arrays import DTYPES
+from ar_omni_jax.interop.arrays import byte_sizes
 from ar_omni_jax.interop.backbone import (
     NORMS,
     SCALED,
@@ -216,7 +215,7 @@ def save(backbone: Backbone, output: Path, options: Any, *, permuted: bool = Tru
     specs = {file_name(name): (table[file_name(name)], plan.dtypes[name]) for name in plan.shapes}
     if extras:
         specs |= {name: (shape, extras.dtypes[name]) for name, shape in extras.shapes.items()}
-    check_output(output, sum(math.prod(shape) * DTYPES[dtype].itemsize for shape, dtype in specs.values()))
+    check_output(output, sum(byte_sizes(specs).values()))
     with staged(output) as folder:
         tensors = _written(plan, extras, permuted)
         lines.append(write_shards(folder, specs, tensors, getattr(options, "max_shard_size", 5 * 10**9)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ar_omni_jax.interop import sidecar
-from ar_omni_jax.interop.arrays import DTYPES
+from ar_omni_jax.interop.arrays import byte_sizes
 from ar_omni_jax.interop.backbone import (
     NORMS,
     SCALED,
@@ -283,7 +282,7 @@ def _write_shards(folder: Path, plan: Backbone, shards: int) -> int:
     specs[ROPE] = ((plan.config.head_dim // 2,), "float32")
     names = ["consolidated.pth"] if shards == 1 else [f"consolidated.{i:02d}.pth" for i in range(shards)]
     writers = [TorchWriter(folder / name, specs) for name in names]
-    total = shards * sum(math.prod(shape) * DTYPES[dtype].itemsize for shape, dtype in specs.values())
+    total = shards * sum(byte_sizes(specs).values())
     progress = Progress(total)
     for name in plan.order:
         array = plan.get(name)

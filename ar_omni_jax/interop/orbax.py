@@ -8,7 +8,6 @@ which `--config.train.init_from` and `generate` do not want and resuming would.
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from ar_omni_jax import checkpoint
 from ar_omni_jax.checkpoint import MODEL_PREFIX, CheckpointError, Description
 from ar_omni_jax.config import base_config, model_config
-from ar_omni_jax.interop.arrays import DTYPES, checksum, transpose_into
+from ar_omni_jax.interop.arrays import DTYPES, byte_sizes, checksum, group_by_size, transpose_into
 from ar_omni_jax.interop.backbone import LAYER, NORMS, SCALED, SEPARATE, SHARED, Backbone, shapes, tied_again, untied
 from ar_omni_jax.interop.errors import InteropError, differences, refuse
 from ar_omni_jax.interop.output import Progress, check_output, staged
@@ -124,15 +123,8 @@ def leaf_groups(config: TransformerConfig, dtypes: Mapping[str, str]) -> list[li
     dtypes: by canonical name. Each call of Orbax has a fixed cost, and small leaves are many.
     """
     members = {leaf_of(name)[0]: dtype for name, dtype in dtypes.items()}
-    groups, filled = [[]], 0
-    for leaf, shape in sorted(leaf_shapes(config).items(), key=lambda item: _POSITION[item[0].rpartition(".")[2]]):
-        size = math.prod(shape) * DTYPES[members[leaf]].itemsize
-        if groups[-1] and filled + size > GROUP:
-            groups.append([])
-            filled = 0
-        groups[-1].append(leaf)
-        filled += size
-    return groups
+    ordered = sorted(leaf_shapes(config).items(), key=lambda item: _POSITION[item[0].rpartition(".")[2]])
+    return group_by_size(byte_sizes({leaf: (shape, members[leaf]) for leaf, shape in ordered}), GROUP)
 
 
 class _Leaves:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ar_omni_jax.interop.arrays import DTYPES
+from ar_omni_jax.interop.arrays import DTYPES, Specs, byte_sizes
 from ar_omni_jax.interop.errors import InteropError
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -100,10 +99,10 @@ class SafetensorsWriter:
     Args: specs: {name: (shape, dtype name of `arrays.DTYPES`)}.
     """
 
-    def __init__(self, path: str | Path, specs: Mapping[str, tuple[tuple[int, ...], str]]):
-        header, at = {"__metadata__": {"format": "pt"}}, 0
+    def __init__(self, path: str | Path, specs: Specs):
+        header, at, sizes = {"__metadata__": {"format": "pt"}}, 0, byte_sizes(specs)
         for name, (shape, dtype) in specs.items():
-            size = math.prod(shape) * DTYPES[dtype].itemsize
+            size = sizes[name]
             header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
             at += size
         text = json.dumps(header, separators=(",", ":")).encode()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ar_omni_jax.interop.arrays import DTYPES
+from ar_omni_jax.interop.arrays import DTYPES, Specs
 
 _STORAGES = {"float32": b"FloatStorage", "bfloat16": b"BFloat16Storage", "float16": b"HalfStorage"}
 _ALIGNMENT = 64
@@ -32,7 +32,7 @@ class TorchWriter:
       {under: {name: tensor}} instead, as training programs write it ("state_dict").
     """
 
-    def __init__(self, path: str | Path, specs: Mapping[str, tuple[tuple[int, ...], str]], under: str = ""):
+    def __init__(self, path: str | Path, specs: Specs, under: str = ""):
         self._specs, self._keys = dict(specs), {name: str(i) for i, name in enumerate(specs)}
         self._missing = set(specs)
         self._file = open(path, "wb")
@@ -71,7 +71,7 @@ class TorchWriter:
         self._file.close()
 
 
-def _pickled(specs: Mapping[str, tuple[tuple[int, ...], str]], keys: Mapping[str, str], under: str) -> bytes:
+def _pickled(specs: Specs, keys: Mapping[str, str], under: str) -> bytes:
     """The pickle (protocol 2) of {name: tensor}: each a call of torch's rebuild function on a storage by its key."""
     out = [b"\x80\x02", *((b"}(", _text(under)) if under else ()), b"}("]
     for name, (shape, dtype) in specs.items():

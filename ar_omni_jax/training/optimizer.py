@@ -138,9 +138,16 @@ def make_optimizer(
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.muon_lr:
         faster = make_schedule(dataclasses.replace(config, peak_lr=config.muon_lr), total_steps)
-        names = ("b1", "b2", "eps", "weight_decay", "moment_dtype")
-        same = {name: getattr(config, name) for name in names}
-        return optax.chain(*clip, muon_with_adam(faster, schedule, **same)), schedule
+        both = muon_with_adam(
+            faster,
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            moment_dtype=config.moment_dtype,
+        )
+        return optax.chain(*clip, both), schedule
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     if config.moment_dtype != "float32":
         adam = store_moments_as(jnp.dtype(config.moment_dtype), adam)

@@ -9,7 +9,8 @@
 #
 #   WORKDIR  where everything is written (default: runs/toyworld)
 #   CONFIG   training configuration      (default: configs/toyworld.py)
-#   SCENES   scenes in the data set      (default: 8000)
+#   SCENES   scenes in the data set      (default: 32000)
+#   SPOKEN   share of them also spoken of (default: 0.25; speech takes nearly all of the time that data take)
 #   STEPS    training steps              (default: the configuration's)
 #   LIMIT    held-out documents a task in the evaluation (default: 64)
 #   VENV     virtual environment         (default: .venv)
@@ -17,7 +18,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 WORKDIR=${WORKDIR:-runs/toyworld}
 CONFIG=${CONFIG:-configs/toyworld.py}
-SCENES=${SCENES:-8000}
+SCENES=${SCENES:-32000}
+SPOKEN=${SPOKEN:-0.25}
 LIMIT=${LIMIT:-64}
 started=$SECONDS
 
@@ -27,8 +29,8 @@ step() { printf '\n==> [%d:%02d] %s\n' $(((SECONDS - started) / 60)) $(((SECONDS
 mkdir -p "$WORKDIR"
 WORKDIR=$(cd "$WORKDIR" && pwd)
 
-step "making the toy world: $SCENES scenes with captions, pictures and speech"
-python -m data_pipelines.toyworld --output="$WORKDIR/toy" --size="$SCENES"
+step "making the toy world: $SCENES scenes with captions and pictures, a share of $SPOKEN with speech"
+python -m data_pipelines.toyworld --output="$WORKDIR/toy" --size="$SCENES" --spoken_share="$SPOKEN"
 
 for split in train validation test; do
   step "tokenizing the $split split"

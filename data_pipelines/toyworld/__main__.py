@@ -15,13 +15,17 @@ def main(arguments: list[str] | None = None) -> int:
         "Run the same command again to finish an interrupted one.",
     )
     parser.add_argument("--output", required=True, help="folder to make; empty, or of an interrupted run")
-    parser.add_argument("--size", type=int, required=True, help="number of scenes (about 0.01 s each on two cores)")
+    size_help = "number of scenes (on two cores about 0.01 s each that is spoken of, 0.0005 s each that is not)"
+    parser.add_argument("--size", type=int, required=True, help=size_help)
     parser.add_argument("--seed", type=int, default=0, help="another seed makes another world (default 0)")
     parser.add_argument("--workers", type=int, default=2, help="processes; never changes the result (default 2)")
+    parser.add_argument(
+        "--spoken_share", type=float, default=1.0, help="share of the scenes that are also spoken of (default 1)"
+    )
     options = parser.parse_args(arguments)
     start = time.monotonic()
     try:
-        summary = build(options.output, options.size, options.seed, options.workers)
+        summary = build(options.output, options.size, options.seed, options.workers, spoken_share=options.spoken_share)
     except (ToyWorldError, SpeechError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

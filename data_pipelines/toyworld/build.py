@@ -36,15 +36,24 @@ class ToyWorldError(Exception):
     """The toy world cannot be built as asked; the message says why and what to do."""
 
 
-def build(output: str | os.PathLike, size: int, seed: int = 0, workers: int = 2, progress: bool = True) -> dict:
+def build(
+    output: str | os.PathLike,
+    size: int,
+    seed: int = 0,
+    workers: int = 2,
+    progress: bool = True,
+    spoken_share: float = 1.0,
+) -> dict:
     """Makes a toy world of `size` scenes in the folder `output`, or finishes one that was interrupted.
 
     Args:
-        output: folder, made if missing; must be empty or hold a toy world of the same size and seed.
-        size: number of scenes, at least 8; about 10 files and 6 documents each.
+        output: folder, made if missing; must be empty or hold a toy world of the same arguments.
+        size: number of scenes, at least 8; about 3 files and 6 documents each, 1 and 3 where nothing is spoken.
         seed: another seed, another world. Splits agree between seeds: no scene trains in one and tests in another.
         workers: processes; changes the time only.
         progress: shows a bar on standard error.
+        spoken_share: share of the scenes, in [0, 1], that are also spoken of. Speech takes nearly all of the time and
+            disk, so a lower share buys many more pictures for the same cost.
 
     Returns:
         What `dataset.json` says.
@@ -56,11 +65,13 @@ def build(output: str | os.PathLike, size: int, seed: int = 0, workers: int = 2,
         raise ToyWorldError(f"--size={size} is too small for three splits; give at least {SMALLEST_SIZE}")
     if workers < 1:
         raise ToyWorldError(f"--workers={workers}: give at least 1")
+    if not 0 <= spoken_share <= 1:
+        raise ToyWorldError(f"--spoken_share={spoken_share}: give a share from 0 to 1")
     folder = pathlib.Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            return _build(folder, size, seed, workers, progress)
+            return _build(folder, size, seed, workers, progress, spoken_share)
     except BrokenProcessPool as error:
         raise ToyWorldError(
             "a worker died, perhaps for want of memory; run the same command again, with --workers=1"
@@ -72,8 +83,8 @@ def build(output: str | os.PathLike, size: int, seed: int = 0, workers: int = 2,
         ) from error
 
 
-def _build(folder: pathlib.Path, size: int, seed: int, workers: int, progress: bool) -> dict:
-    header = {"dataset": "toyworld", "version": VERSION, "size": size, "seed": seed}
+def _build(folder: pathlib.Path, size: int, seed: int, workers: int, progress: bool, spoken_share: float) -> dict:
+    header = {"dataset": "toyworld", "version": VERSION, "size": size, "seed": seed, "spoken_share": spoken_share}
     finished = _check_folder(folder, header)
     if finished is not None:
         return finished
@@ -82,7 +93,7 @@ def _build(folder: pathlib.Path, size: int, seed: int, workers: int, progress: b
         (folder / name).mkdir(exist_ok=True)
         for leftover in (folder / name).glob(f"*{_PARTIAL}"):
             leftover.unlink()
-    plan = make_plan(size, seed)
+    plan = make_plan(size, seed, spoken_share)
     seconds = _make_media(folder, plan, workers, progress)
     for split, records in plan.records.items():
         lines = [json.dumps(_with_seconds(record, seconds), ensure_ascii=False) for record in records]

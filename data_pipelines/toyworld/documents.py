@@ -71,8 +71,15 @@ def split_sizes(size: int) -> dict[str, int]:
     return {"train": size - 2 * held_out, "validation": held_out, "test": held_out}
 
 
-def make_plan(size: int, seed: int) -> Plan:
-    """Every document of a toy world of `size` scenes; a pure function of its arguments."""
+def make_plan(size: int, seed: int, spoken_share: float = 1.0) -> Plan:
+    """Every document of a toy world of `size` scenes; a pure function of its arguments.
+
+    Args:
+        size: number of scenes.
+        seed: another seed, another world.
+        spoken_share: share of the scenes, in [0, 1], that are also spoken of: they have recognition, synthesis and
+            spoken dialogues beside their caption, picture and text line. Scenes and captions do not depend on it.
+    """
     plan = Plan({split: [] for split in SPLITS}, [], [])
     for split, count in split_sizes(size).items():
         seen: set[Scene] = set()
@@ -80,7 +87,8 @@ def make_plan(size: int, seed: int) -> Plan:
             name = f"{split}-{index:06d}"
             rng = random.Random(f"toyworld/{seed}/{name}")
             scene = _new_scene(rng, split, seen)
-            plan.records[split] += _SceneWriter(plan, name, split, scene, rng).documents()
+            spoken = random.Random(f"toyworld/{seed}/{name}/spoken").random() < spoken_share
+            plan.records[split] += _SceneWriter(plan, name, split, scene, rng).documents(spoken)
     return plan
 
 
@@ -101,9 +109,11 @@ class _SceneWriter:
         self.plan, self.name, self.split, self.scene, self.rng = plan, name, split, scene, rng
         self.voice = rng.choice(VOICES[split])
 
-    def documents(self) -> list[dict]:
-        records = self._picture_documents() + self._speech_documents()
-        records.append(self._record("text", "text", [("assistant", [{"text": self._text_line()}])]))
+    def documents(self, spoken: bool) -> list[dict]:
+        records = self._picture_documents()
+        if not spoken:
+            return [*records, self._text_document()]
+        records += [*self._speech_documents(), self._text_document()]
         if self.rng.random() < CHAT_SPEECH_SHARE:
             records.append(self._chat("chat_speech", dialogues.spoken_questions(self.scene, self.rng)))
         if self.rng.random() < CHAT_IMAGE_SHARE:
@@ -168,6 +178,9 @@ class _SceneWriter:
                 self._record("tts", f"tts{number}", [("user", [{"text": text}]), said], kind=kind, speech=[facts]),
             ]
         return records
+
+    def _text_document(self) -> dict:
+        return self._record("text", "text", [("assistant", [{"text": self._text_line()}])])
 
     def _text_line(self) -> str:
         sentences = [dialogues.scene_statement(self.scene, self.rng), dialogues.fact(self.rng)]

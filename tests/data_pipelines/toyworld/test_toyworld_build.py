@@ -119,6 +119,8 @@ def test_other_arguments_are_refused(small_world):
         build(small_world, size=25, seed=5)
     with pytest.raises(ToyWorldError, match="seed=5, and you asked for seed=7"):
         build(small_world, size=24, seed=7)
+    with pytest.raises(ToyWorldError, match="spoken_share=1.0, and you asked for spoken_share=0.5"):
+        build(small_world, size=24, seed=5, spoken_share=0.5)
     assert tree(small_world) == before
 
 
@@ -147,6 +149,8 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
     assert main([f"--output={tmp_path}/w", "--size=3"]) == 1
     assert "--size=3 is too small" in capsys.readouterr().err
+    assert main([f"--output={tmp_path}/w", "--size=12", "--spoken_share=1.5"]) == 1
+    assert "--spoken_share=1.5: give a share from 0 to 1" in capsys.readouterr().err
     assert main([f"--output={tmp_path}/w", "--size=12", "--workers=0"]) == 1
     assert "--workers=0" in capsys.readouterr().err
     blocked = tmp_path / "file"

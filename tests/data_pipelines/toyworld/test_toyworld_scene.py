@@ -106,6 +106,21 @@ def test_splits_of_another_seed_agree():
     assert held_out and not held_out & trained
 
 
+def test_spoken_share_takes_speech_away_and_nothing_else():
+    whole, some, none = (make_plan(400, seed=0, spoken_share=share) for share in (1.0, 0.25, 0.0))
+    assert whole == make_plan(400, seed=0)
+    for split in SPLITS:
+        pictures = [
+            [r for r in plan.records[split] if r["task"] in ("caption", "t2i")] for plan in (whole, some, none)
+        ]
+        assert pictures[0] == pictures[1] == pictures[2]
+        assert {r["task"] for r in none.records[split]} == {"caption", "t2i", "text"}
+        spoken = {r["id"] for r in some.records[split] if r["task"] in ("asr", "tts", "chat_speech", "chat_image")}
+        assert spoken and spoken < {r["id"] for r in whole.records[split]}
+    assert none.speech == []
+    assert 0.2 < len(some.speech) / len(whole.speech) < 0.3
+
+
 @pytest.mark.parametrize(("size", "held_out"), [(8, 2), (100, 25), (300, 48), (3000, 150)])
 def test_split_sizes(size, held_out):
     assert split_sizes(size) == {"train": size - 2 * held_out, "validation": held_out, "test": held_out}

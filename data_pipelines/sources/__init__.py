@@ -13,7 +13,11 @@ __all__ = ["SOURCES", "Record", "Source", "SourceOptions", "open_source"]
 
 # name -> "module:class", imported on use: a format's libraries are needed only by those who read it.
 SOURCES = {
+    "hf_parquet": "data_pipelines.sources.hf_parquet:HFParquetSource",
     "manifest": "data_pipelines.sources.manifest:ManifestSource",
+    "text_jsonl": "data_pipelines.sources.text_jsonl:TextJsonlSource",
+    "text_parquet": "data_pipelines.sources.text_parquet:TextParquetSource",
+    "webdataset": "data_pipelines.sources.webdataset:WebDatasetSource",
 }
 
 

@@ -94,13 +94,16 @@ def test_rows_come_in_order_from_any_place(tmp_path):
         (sound(1), None, Modality.SPEECH),
         (sound(1, "MP3"), None, Modality.SPEECH),
         ("a.FLAC", None, Modality.SPEECH),
+        ((None, b"unknown", "x.txt", picture(1)), None, Modality.IMAGE),
         (b"unknown", "Audio", Modality.SPEECH),
         (b"unknown", "Image", Modality.IMAGE),
     ],
 )
 def test_the_kind_of_media_is_stated_or_seen(tmp_path, value, stated, modality):
-    path = write(tmp_path / "x.parquet", {"m": media(value), "text": ["x"]}, stated and {"m": stated})
-    assert records(HFParquetSource(path))[0].document.media()[0].modality == modality
+    values = value if isinstance(value, tuple) else (value,)
+    columns = {"m": media(*values), "text": ["x"] * len(values)}
+    path = write(tmp_path / "x.parquet", columns, stated and {"m": stated})
+    assert records(HFParquetSource(path))[-1].document.media()[0].modality == modality
 
 
 def test_media_given_by_path_are_looked_for_beside_the_file(tmp_path):
@@ -181,6 +184,14 @@ def test_a_cut_file_is_one_record_and_the_others_stay(tmp_path):
         source_media.build("hf_parquet", tmp_path, tmp_path / "out")
 
 
+def test_a_file_that_changes_or_goes_away_is_an_error_of_its_rows(tmp_path):
+    source = HFParquetSource(captions(tmp_path / "x.parquet", 6))
+    captions(tmp_path / "x.parquet", 6, group=3)
+    assert len(reasons(source)) == 6 and "x.parquet: row 0: the file has changed" in reasons(source)[0]
+    (tmp_path / "x.parquet").unlink()
+    assert len(reasons(source)) == 6 and "cannot be read any more" in reasons(source)[5]
+
+
 def test_a_corrupt_row_group_costs_its_own_rows_only(tmp_path):
     path = captions(tmp_path / "x.parquet", 6)
     chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
@@ -194,6 +205,13 @@ def test_a_corrupt_row_group_costs_its_own_rows_only(tmp_path):
     assert [f"x.parquet: row {2 + i}: row group 1 cannot be read" in r for i, r in enumerate(reasons(source))] == [
         True
     ] * 2
+
+
+def test_a_string_that_is_not_utf8_costs_its_row_only(tmp_path):
+    text = pa.array([b"a", b"\xff", b"c"]).cast(pa.string(), safe=False)
+    source = HFParquetSource(write(tmp_path / "x.parquet", {"m": media(*[picture(i) for i in range(3)]), "text": text}))
+    assert [record.document is None for record in records(source)] == [False, True, False]
+    assert "x.parquet: row 1: a string that is not UTF-8 (byte 0)" in reasons(source)[0]
 
 
 # Many row groups, as huggingface/datasets writes media; or one of many pages: a page is the least that can be read.

@@ -101,7 +101,8 @@ class WebDatasetSource:
                 raise DocumentError(f"{where}: the tar has changed since it was listed; start again")
             return Record(index, where, name, self._document(name, found, file, where))
         except DocumentError as e:
-            return Record(index, where, name, error=str(e))
+            cut = f" ({tar.fault})" if tar.fault and at == len(tar.blocks) - 3 else ""  # what it lacks may be lost
+            return Record(index, where, name, error=f"{e}{cut}")
         except TarError as e:
             return Record(index, where, name, error=f"{where}: the tar {e}; did it change? copy it again")
 

@@ -119,9 +119,9 @@ def test_media_given_by_path_are_looked_for_beside_the_file(tmp_path):
 
 
 WRONG_COLUMNS = [
-    ({"image": media(b"x")}, (), "no a string column called text, .*for the text; its columns are image"),
-    ({"caption": ["x"]}, (), "no a struct of bytes and path column for the media.*--columns=media:NAME"),
-    ({"a": media(b"x"), "b": media(b"x"), "text": ["x"]}, (), "2 a struct"),
+    ({"image": media(b"x")}, (), "no column that is a string and called text, .*for the text; its columns are image"),
+    ({"caption": ["x"]}, (), "no column that is a struct of bytes and path for the media.*--columns=media:NAME"),
+    ({"a": media(b"x"), "b": media(b"x"), "text": ["x"]}, (), "more than one column .a, b. that is a struct"),
     ({"a": media(b"x"), "text": ["x"]}, (("text", "words"),), "no column 'words' for the text; .*text .string."),
     ({"a": media(b"x"), "text": ["x"]}, (("media", "text"),), "column 'text' cannot be the media"),
     ({"a": media(b"x"), "text": ["x"]}, (("id", "name"),), "no column 'name' for the id"),
@@ -141,9 +141,9 @@ def test_a_file_with_other_columns_gives_errors_row_by_row(tmp_path):
     write(tmp_path / "b.parquet", {"image": media(picture(1), picture(2)), "label": [1, 2]})
     source = HFParquetSource(tmp_path)
     assert len(source) == 4 and [r.id for r in records(source)] == ["a/0", "a/1", "b/0", "b/1"]
-    assert [f"b.parquet: row {i}: no a string column" in reason for i, reason in enumerate(reasons(source))] == [
-        True
-    ] * 2
+    assert [
+        f"b.parquet: row {i}: no column that is a string" in reason for i, reason in enumerate(reasons(source))
+    ] == [True] * 2
 
 
 BAD = {

@@ -39,8 +39,9 @@ from data_pipelines.shard_builder import (
     build_shard,
     read_account,
 )
-from data_pipelines.sources import SOURCES, open_source
+from data_pipelines.sources import SOURCES, Source, open_source
 from data_pipelines.sources.base import duplicates
+from data_pipelines.sources.options import NO_OPTIONS, SourceOptions, parse_options
 
 RECORDS_PER_SHARD = 4096
 ON_ERROR = ("fail", "skip")
@@ -90,18 +91,21 @@ def build(
     worker_count: int = 1,
     threads: int | None = None,
     quiet: bool = False,
+    options: SourceOptions = NO_OPTIONS,
 ) -> DatasetInfo | None:
     """Makes this worker's shards; returns the content of dataset.json, or None while other workers are not done.
 
     Args:
       threads: decode media; default one a core.
+      options: of the source: tasks of pairs, instructions, dropped prompts, columns.
     Raises BuildError, DocumentError, SchemaError, TokenizerError or VocabularyError with a message for people.
     """
     if not 0 <= worker_index < worker_count:
         raise BuildError(f"worker_index {worker_index} is not in [0, worker_count={worker_count})")
     if records_per_shard < 1 or not split.replace("_", "").isalnum():
         raise BuildError(f"records_per_shard {records_per_shard} must be positive, split {split!r} letters and digits")
-    job = _plan(source_name, path, Path(output), tokenizers, split, template_set(template).name, records_per_shard)
+    source, named = _open(source_name, path, options)
+    job = _plan(source, named, Path(output), tokenizers, split, template_set(template).name, records_per_shard)
     budget = ErrorBudget(on_error, error_budget, len(job.source))
     mine = range(worker_index, job.shards, worker_count)
     accounts = {index: read_account(job, index) for index in range(job.shards)}
@@ -122,13 +126,17 @@ def build(
     return _finish(job, budget, quiet)
 
 
-def _plan(source_name, path, output, tokenizers, split, template, per_shard) -> Job:
-    source = open_source(source_name, path)
+def _open(name: str, path: str | os.PathLike, options: SourceOptions) -> tuple[Source, dict[str, Any]]:
+    """The source, and its name and options (where they are not the usual ones) for the record of the build."""
+    source = open_source(name, path, options)
     if not len(source):
         raise DocumentError(f"{path}: no records; is it the right file?")
-    build = {
+    return source, {"source": name} | ({"source_options": options.to_dict()} if options != NO_OPTIONS else {})
+
+
+def _plan(source, named, output, tokenizers, split, template, per_shard) -> Job:
+    build = named | {
         "schema_version": SCHEMA_VERSION,
-        "source": source_name,
         "records": len(source),
         "input_digest": source.digest,
         "records_per_shard": per_shard,
@@ -215,6 +223,15 @@ def _sum(accounts: list[Account]) -> dict[str, Any]:
     return total.to_dict() | {"read": sum(account.read for account in accounts)}
 
 
+def _add_source_flags(parser: argparse.ArgumentParser) -> None:
+    flags = parser.add_argument_group("pairs and tables", "what the source makes of its records")
+    flags.add_argument("--tasks", default="", help="ratio of what pairs become, as caption:1,t2i:3; default equal")
+    flags.add_argument("--instructions", action="store_true", help="ask for the tasks in several ways")
+    flags.add_argument("--prompt_dropout", type=float, default=0.0, help="share of dropped prompts for guidance")
+    flags.add_argument("--columns", default="", help="columns of a table, as media:audio,text:sentence,id:name")
+    flags.add_argument("--source_seed", type=int, default=0, help="decides tasks, instructions and dropped prompts")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="manifest", choices=sorted(SOURCES), help="format of the input")
@@ -229,10 +246,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--worker_index", type=int, default=0)
     parser.add_argument("--worker_count", type=int, default=1)
     parser.add_argument("--threads", type=int, default=None, help="threads that decode media; default one a core")
+    _add_source_flags(parser)
     args = vars(parser.parse_args(argv))
     source, path, output = args.pop("source"), args.pop("input"), args.pop("output")
+    named = {name: args.pop(name) for name in ("tasks", "instructions", "prompt_dropout", "columns")}
     try:
-        build(source, path, output, load_tokenizers(args.pop("tokenizers")), **args)
+        options = parse_options(**named, seed=args.pop("source_seed"))
+        build(source, path, output, load_tokenizers(args.pop("tokenizers")), options=options, **args)
     except (BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError) as e:
         sys.exit(f"build_shards: {e}")
 

@@ -7,16 +7,23 @@ import os
 
 from ar_omni_jax.documents import DocumentError
 from data_pipelines.sources.base import Record, Source
+from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 
-__all__ = ["SOURCES", "Record", "Source", "open_source"]
+__all__ = ["SOURCES", "Record", "Source", "SourceOptions", "open_source"]
 
 # name -> "module:class", imported on use: a format's libraries are needed only by those who read it.
-SOURCES = {"manifest": "data_pipelines.sources.manifest:ManifestSource"}
+SOURCES = {
+    "hf_parquet": "data_pipelines.sources.hf_parquet:HFParquetSource",
+    "manifest": "data_pipelines.sources.manifest:ManifestSource",
+    "text_jsonl": "data_pipelines.sources.text_jsonl:TextJsonlSource",
+    "text_parquet": "data_pipelines.sources.text_parquet:TextParquetSource",
+    "webdataset": "data_pipelines.sources.webdataset:WebDatasetSource",
+}
 
 
-def open_source(name: str, path: str | os.PathLike) -> Source:
+def open_source(name: str, path: str | os.PathLike, options: SourceOptions = NO_OPTIONS) -> Source:
     """The source called `name` over `path`; DocumentError naming the known ones otherwise."""
     if name not in SOURCES:
         raise DocumentError(f"unknown source {name!r}; known sources: {', '.join(sorted(SOURCES))}")
     module, attribute = SOURCES[name].split(":")
-    return getattr(importlib.import_module(module), attribute)(path)
+    return getattr(importlib.import_module(module), attribute)(path, options)

@@ -13,7 +13,12 @@ __all__ = ["SOURCES", "Record", "Source", "SourceOptions", "open_source"]
 
 # name -> "module:class", imported on use: a format's libraries are needed only by those who read it.
 SOURCES = {
+    "common_voice": "data_pipelines.sources.common_voice:CommonVoiceSource",
+    "gigaspeech": "data_pipelines.sources.gigaspeech:GigaSpeechSource",
+    "librispeech": "data_pipelines.sources.librispeech:LibriSpeechSource",
+    "ljspeech": "data_pipelines.sources.ljspeech:LJSpeechSource",
     "manifest": "data_pipelines.sources.manifest:ManifestSource",
+    "vctk": "data_pipelines.sources.vctk:VCTKSource",
 }
 
 

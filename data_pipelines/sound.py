@@ -11,6 +11,7 @@ import numpy as np
 import soundfile
 
 from ar_omni_jax.tokenizers.speech.audio import AudioError, read_audio
+from data_pipelines.whole_sound import check_whole
 
 # Seconds that a listed segment may reach past the end of its file: listings are rounded, codecs pad.
 END_TOLERANCE = 0.5
@@ -31,10 +32,12 @@ class SoundSegment:
 def read_sound(value: Any, sample_rate: int) -> np.ndarray:
     """A path, bytes, samples or SoundSegment -> mono float32 [T] at `sample_rate` Hz.
 
-    Of a segment only its own samples are decoded. Raises AudioError as `read_audio` does, and for a segment that
-    its file does not have.
+    Of a segment only its own samples are decoded. Raises AudioError as `read_audio` does, for a WAV or MP3 file
+    that was cut short, and for a segment that its file does not have.
     """
     if not isinstance(value, SoundSegment):
+        if not isinstance(value, np.ndarray):
+            check_whole(value)
         return read_audio(value, sample_rate)
     samples, rate = _cut(value)
     return read_audio(samples, sample_rate, source_rate=rate)

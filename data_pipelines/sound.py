@@ -15,6 +15,8 @@ from data_pipelines.whole_sound import check_whole
 
 # Seconds that a listed segment may reach past the end of its file: listings are rounded, codecs pad.
 END_TOLERANCE = 0.5
+# Seconds decoded before a segment and thrown away: a frame of MP3 needs what frames before it left over.
+LEAD = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,8 @@ class SoundSegment:
 def read_sound(value: Any, sample_rate: int) -> np.ndarray:
     """A path, bytes, samples or SoundSegment -> mono float32 [T] at `sample_rate` Hz.
 
-    Of a segment only its own samples are decoded. Raises AudioError as `read_audio` does, for a WAV or MP3 file
-    that was cut short, and for a segment that its file does not have.
+    Of a segment only its own samples and half a second before them are decoded. Raises AudioError as `read_audio`
+    does, for a file that was cut short, and for a segment that its file does not have.
     """
     if not isinstance(value, SoundSegment):
         if not isinstance(value, np.ndarray):
@@ -58,8 +60,9 @@ def _cut(segment: SoundSegment) -> tuple[np.ndarray, int]:
                     f"{segment}: the file has only {frames / rate:g} s; was it copied or downloaded whole?"
                 )
             stop = max(start + 1, min(stop, frames))
-            file.seek(start)
-            samples = file.read(stop - start, dtype="float32", always_2d=True)
+            lead = min(start, round(LEAD * rate))
+            file.seek(start - lead)
+            samples = file.read(lead + stop - start, dtype="float32", always_2d=True)[lead:]
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioError(f"{segment}: cannot be decoded ({error}); WAV, FLAC, OGG and MP3 are understood") from error
     if len(samples) < stop - start:

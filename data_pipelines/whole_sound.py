@@ -1,7 +1,7 @@
-"""Is a sound file as long as its own header says? Decoders read cut WAV and MP3 files without a word.
+"""Is a sound file as long as its own headers say? Decoders read cut WAV, MP3 and OGG files without a word.
 
-A transcript over half of its sound is worse than no record. FLAC and OGG files that are cut cannot be decoded, so
-only these two need to be looked at.
+A transcript over half of its sound is worse than no record. FLAC files that are cut cannot be decoded, so they need
+not be looked at.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from ar_omni_jax.tokenizers.speech.audio import AudioError
 
 _STREAMED = (0, 0xFFFFFFFF)  # sizes that writers leave who cannot go back to fill them in
 _SEARCHED = 4096  # bytes behind the tags in which the first MP3 frame begins
+_OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest
 _TOLERANCE = 0.99  # encoders count their own header, and tags behind the sound, in different ways
 
 
 def check_whole(source: str | os.PathLike | bytes) -> None:
-    """AudioError when the header of a WAV or MP3 file (a path or its bytes) tells of more sound than there is.
+    """AudioError when a header of a WAV, MP3 or OGG file (a path or its bytes) tells of more sound than there is.
 
     Files that say nothing of their size, and those that do not exist, pass: others will speak of them.
     """
@@ -31,9 +32,14 @@ def check_whole(source: str | os.PathLike | bytes) -> None:
 
 def _check(file: BinaryIO, size: int, where: str) -> None:
     head = file.read(12)
-    if head[:4] in (b"fLaC", b"OggS"):
+    if head[:4] == b"fLaC":
         return
-    promised = _wav_end(file) if head[:4] == b"RIFF" and head[8:] == b"WAVE" else _mp3_end(file, head)
+    if head[:4] == b"OggS":
+        promised = _ogg_end(file, size)
+    elif head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        promised = _wav_end(file)
+    else:
+        promised = _mp3_end(file, head)
     if promised is not None and size < promised:
         raise AudioError(
             f"{where}: has {size} bytes of {promised} that its header tells of; it is cut short, copy it again"
@@ -48,6 +54,18 @@ def _wav_end(file: BinaryIO) -> int | None:
             return None if size in _STREAMED else file.tell() + size
         file.seek(size + size % 2, os.SEEK_CUR)  # chunks begin at even places
     return None
+
+
+def _ogg_end(file: BinaryIO, size: int) -> int | None:
+    """Where the last page ends by its header: "OggS", 22 bytes, the number of lengths, that many lengths."""
+    start = max(0, size - _OGG_PAGE)
+    file.seek(start)
+    data = file.read(_OGG_PAGE)
+    at = data.rfind(b"OggS")
+    if at < 0:
+        return None
+    lengths = data[at + 27 : at + 27 + data[at + 26]] if len(data) > at + 26 else b""
+    return start + at + 27 + (data[at + 26] if lengths else 1) + sum(lengths)
 
 
 def _mp3_end(file: BinaryIO, head: bytes) -> int | None:

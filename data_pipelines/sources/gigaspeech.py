@@ -65,13 +65,13 @@ class GigaSpeechSource:
         return self._ends[-1] if self._ends else 0
 
     def ids(self) -> Iterator[str | None]:
-        for _, _, entry in self._walk(0, len(self)):
+        for _, _, (_, entry) in self._walk(0, len(self)):
             sid = entry.get("sid") if isinstance(entry, dict) else None
             yield sid if isinstance(sid, str) else None
 
     def read(self, start: int, stop: int) -> Iterator[Record]:
-        for index, audio, entry in self._walk(start, stop):
-            where = self._where(audio, entry)
+        for index, audio, (number, entry) in self._walk(start, stop):
+            where = self._where(audio, number, entry)
             sid = str(entry.get("sid", "")) if isinstance(entry, dict) else ""
             try:
                 _check(entry, audio, where)
@@ -84,13 +84,13 @@ class GigaSpeechSource:
             except DocumentError as e:
                 yield Record(index, where, sid, error=str(e))
 
-    def _entries(self, audio: Any, seen: set[str] | None = None) -> list[Any]:
-        """The entries of one recording that are records: chosen segments, or why there are none to choose from."""
+    def _entries(self, audio: Any, seen: set[str] | None = None) -> list[tuple[int, Any]]:
+        """What of one recording are records: (its place from 1, chosen segment), or why there are none: (0, str)."""
         segments = audio.get("segments") if isinstance(audio, dict) else None
         if not isinstance(segments, list):
-            return ["it has no list 'segments'"]
+            return [(0, "it has no list 'segments'")]
         chosen = []
-        for segment in segments:
+        for number, segment in enumerate(segments, 1):
             subsets = segment.get("subsets") if isinstance(segment, dict) else None
             if subsets is None:
                 subsets = audio.get("subsets")
@@ -98,10 +98,10 @@ class GigaSpeechSource:
             if seen is not None:
                 seen |= names
             if f"{{{self._subset}}}" in names if self._subset else not names & _HELD_OUT:
-                chosen.append(segment)
+                chosen.append((number, segment))
         return chosen
 
-    def _walk(self, start: int, stop: int) -> Iterator[tuple[int, Any, Any]]:
+    def _walk(self, start: int, stop: int) -> Iterator[tuple[int, Any, tuple[int, Any]]]:
         """(index, recording, entry of `_entries`) of the records [start, stop)."""
         stop = min(stop, len(self))
         number = bisect.bisect_right(self._ends, start)
@@ -115,17 +115,17 @@ class GigaSpeechSource:
                     yield at, audio, entry
                 start, number = end, number + 1
 
-    def _parsed(self, data: bytes, count: int) -> tuple[Any, list[Any]]:
+    def _parsed(self, data: bytes, count: int) -> tuple[Any, list[tuple[int, Any]]]:
         try:
             audio = json.loads(data.decode("utf-8"))
         except ValueError as e:
-            return None, [f"its entry is not UTF-8 or has changed since the file was opened ({e})"] * count
+            return None, [(0, f"its entry is not UTF-8 or has changed since the file was opened ({e})")] * count
         return audio, self._entries(audio)
 
-    def _where(self, audio: Any, entry: Any) -> str:
+    def _where(self, audio: Any, number: int, entry: Any) -> str:
         aid = audio.get("aid", audio.get("path")) if isinstance(audio, dict) else None
         sid = entry.get("sid") if isinstance(entry, dict) else None
-        return f"{self.path}: recording {aid or '?'}" + (f": segment {sid}" if sid else "")
+        return f"{self.path}: recording {aid or '?'}" + (f": segment {sid or f'number {number}'}" if number else "")
 
 
 def _split(path: str) -> tuple[Path, str]:

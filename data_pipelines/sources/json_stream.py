@@ -60,7 +60,8 @@ class _Text:
     def __init__(self, file: BinaryIO, path: str, digest: Any):
         self._file, self._path, self._digest = file, path, digest
         self._window, self._at, self._offset = "", 0, 0  # _offset: byte of the window's first character
-        self._more()
+        while len(self._window) < len(_BOM) and self._more():
+            pass
         if self._window.startswith(_BOM):
             self._at = len(_BOM)
 

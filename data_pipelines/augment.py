@@ -26,6 +26,7 @@ import soxr
 from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.tokenizers.speech.audio import AudioError
 from data_pipelines.sound import SoundSegment, read_sound
+from data_pipelines.whole_sound import check_whole
 
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 MIN_NOISE = 0.1  # seconds; less is a click, not noise, and would sound as a tone when it is repeated
@@ -169,9 +170,10 @@ def list_noises(folder: str | os.PathLike) -> tuple[list[Noise], str]:
     found, wrong, digest = [], [], hashlib.sha256()
     for path in paths:
         try:
+            check_whole(path)
             info = soundfile.info(str(path))
-        except (soundfile.SoundFileError, RuntimeError, OSError) as e:
-            wrong.append(f"{path} cannot be decoded ({e})")
+        except (AudioError, soundfile.SoundFileError, RuntimeError, OSError) as e:
+            wrong.append(str(e) if str(path) in str(e) else f"{path} cannot be decoded ({e})")
             continue
         if info.frames < MIN_NOISE * info.samplerate:
             wrong.append(f"{path} has {info.frames / info.samplerate:g} s, less than {MIN_NOISE} s")

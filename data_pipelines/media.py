@@ -113,8 +113,8 @@ class MediaEncoder:
         for document in documents:
             media = self._media(document) if document is not None else []
             window.append(media)
-            for medium in media:
-                image = medium.part.modality == Modality.IMAGE
+            for part in (medium.part for medium in media):
+                image = part.modality == Modality.IMAGE
                 size += self._codecs.image_bytes() if image else self._codecs.speech_bytes()
                 size += len(part.value) if isinstance(part.value, bytes) else 0
             if len(window) >= WINDOW_DOCUMENTS or size >= WINDOW_BYTES:

@@ -105,7 +105,11 @@ class GigaSpeechSource:
         """(index, recording, entry of `_entries`) of the records [start, stop)."""
         stop = min(stop, len(self))
         number = bisect.bisect_right(self._ends, start)
-        with self.path.open("rb") as file:
+        try:
+            file = self.path.open("rb")
+        except OSError as e:
+            raise DocumentError(f"{self.path}: cannot be read any more ({e}); start again when it is there") from e
+        with file:
             while start < stop:
                 before, end = self._ends[number - 1] if number else 0, min(stop, self._ends[number])
                 first, last = self._places[2 * number : 2 * number + 2]

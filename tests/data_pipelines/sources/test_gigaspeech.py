@@ -203,6 +203,14 @@ def test_an_entry_that_changed_since_is_told(corpus):
     assert all("not UTF-8 or has changed" in error for error in errors[:3]) and errors[3:] == ["", ""]
 
 
+def test_a_manifest_that_vanished_is_told(corpus):
+    path = write(corpus, make_manifest())
+    source = open_source("gigaspeech", path)
+    path.unlink()
+    with pytest.raises(DocumentError, match="cannot be read any more"):
+        list(source.read(0, 5))
+
+
 # -- size ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 def test_items_stand_where_they_are_said_to(tmp_path, monkeypatch, chunk):

@@ -27,6 +27,7 @@ from ar_omni_jax.templates import TEMPLATE_SETS, template_set
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
 from ar_omni_jax.vocabulary import VocabularyError
+from data_pipelines.augment import AUGMENT_FLAGS, Augmenter, add_flags, parse_augmenter
 from data_pipelines.dataset_info import FILE_NAME, MAX_LISTED, Counts, DatasetInfo, read_info, write_info
 from data_pipelines.progress import Progress
 from data_pipelines.schema import SCHEMA_VERSION, SchemaError
@@ -39,8 +40,8 @@ from data_pipelines.shard_builder import (
     build_shard,
     read_account,
 )
-from data_pipelines.sources import SOURCES, Source, open_source
-from data_pipelines.sources.base import duplicates
+from data_pipelines.sources import SOURCES, open_source
+from data_pipelines.sources.base import Source, duplicates
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions, parse_options
 
 RECORDS_PER_SHARD = 4096
@@ -92,20 +93,22 @@ def build(
     threads: int | None = None,
     quiet: bool = False,
     options: SourceOptions = NO_OPTIONS,
+    augmenter: Augmenter | None = None,
 ) -> DatasetInfo | None:
     """Makes this worker's shards; returns the content of dataset.json, or None while other workers are not done.
 
     Args:
       threads: decode media; default one a core.
       options: of the source: tasks of pairs, instructions, dropped prompts, columns.
+      augmenter: alters the user's speech by noise, level and speed.
     Raises BuildError, DocumentError, SchemaError, TokenizerError or VocabularyError with a message for people.
     """
     if not 0 <= worker_index < worker_count:
         raise BuildError(f"worker_index {worker_index} is not in [0, worker_count={worker_count})")
     if records_per_shard < 1 or not split.replace("_", "").isalnum():
         raise BuildError(f"records_per_shard {records_per_shard} must be positive, split {split!r} letters and digits")
-    source, named = _open(source_name, path, options)
-    job = _plan(source, named, Path(output), tokenizers, split, template_set(template).name, records_per_shard)
+    source, named = _source(source_name, path, options, augmenter)
+    job = _plan(source, named, Path(output), tokenizers, split, template, records_per_shard, augmenter)
     budget = ErrorBudget(on_error, error_budget, len(job.source))
     mine = range(worker_index, job.shards, worker_count)
     accounts = {index: read_account(job, index) for index in range(job.shards)}
@@ -126,15 +129,22 @@ def build(
     return _finish(job, budget, quiet)
 
 
-def _open(name: str, path: str | os.PathLike, options: SourceOptions) -> tuple[Source, dict[str, Any]]:
-    """The source, and its name and options (where they are not the usual ones) for the record of the build."""
+def _source(name, path, options, augmenter) -> tuple[Source, dict[str, Any]]:
+    """The source, and what of it and of the changes of its speech decides the shards."""
     source = open_source(name, path, options)
     if not len(source):
         raise DocumentError(f"{path}: no records; is it the right file?")
-    return source, {"source": name} | ({"source_options": options.to_dict()} if options != NO_OPTIONS else {})
+    named: dict[str, Any] = {"source": name}
+    if options != NO_OPTIONS:
+        named["source_options"] = options.to_dict()
+    if augmenter is not None:
+        named["augment"] = augmenter.record
+    return source, named
 
 
-def _plan(source, named, output, tokenizers, split, template, per_shard) -> Job:
+def _plan(source, named, output, tokenizers, split, template, per_shard, augmenter) -> Job:
+    """`named`: what `_source` says of the source."""
+    template = template_set(template).name
     build = named | {
         "schema_version": SCHEMA_VERSION,
         "records": len(source),
@@ -144,7 +154,7 @@ def _plan(source, named, output, tokenizers, split, template, per_shard) -> Job:
         "vocabulary": tokenizers.vocabulary.fingerprint,
         "tokenizers": tokenizers.identities,
     }
-    job = Job(source, tokenizers, template, output, split, per_shard, build, duplicates(source))
+    job = Job(source, tokenizers, template, output, split, per_shard, build, duplicates(source), augmenter)
     if (output / FILE_NAME).is_file():
         _others(job)  # a clash with splits that are there already is told before the work
     return job
@@ -247,12 +257,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--worker_count", type=int, default=1)
     parser.add_argument("--threads", type=int, default=None, help="threads that decode media; default one a core")
     _add_source_flags(parser)
+    add_flags(parser)
     args = vars(parser.parse_args(argv))
     source, path, output = args.pop("source"), args.pop("input"), args.pop("output")
     named = {name: args.pop(name) for name in ("tasks", "instructions", "prompt_dropout", "columns")}
+    heard = {name: args.pop(name) for name in AUGMENT_FLAGS}
     try:
         options = parse_options(**named, seed=args.pop("source_seed"))
-        build(source, path, output, load_tokenizers(args.pop("tokenizers")), options=options, **args)
+        augmenter = parse_augmenter(heard)
+        tokenizers = load_tokenizers(args.pop("tokenizers"))
+        build(source, path, output, tokenizers, options=options, augmenter=augmenter, **args)
     except (BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError) as e:
         sys.exit(f"build_shards: {e}")
 

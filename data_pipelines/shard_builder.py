@@ -21,6 +21,7 @@ from ar_omni_jax.files import replace_file
 from ar_omni_jax.tokenizers.bundle import Tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
 from ar_omni_jax.vocabulary import VocabularyError
+from data_pipelines.augment import Augmenter
 from data_pipelines.dataset_info import Counts
 from data_pipelines.media import MediaEncoder, MediaError, codecs_of
 from data_pipelines.schema import encode_document
@@ -64,7 +65,7 @@ class Job:
     """All that decides a shard's bytes, and where it goes.
 
     build: the plain description of that, compared with what finished shards were made from. duplicates: index ->
-    index of the first record with that id.
+    index of the first record with that id. augmenter: alters the user's speech; its record is in `build`.
     """
 
     source: Source
@@ -75,6 +76,7 @@ class Job:
     per_shard: int
     build: Mapping[str, Any]
     duplicates: Mapping[int, int]
+    augmenter: Augmenter | None = None
 
     @property
     def shards(self) -> int:
@@ -159,7 +161,7 @@ def _windows(
             usable = record.document is not None and record.index not in job.duplicates
             yield record.document if usable else None
 
-    for window in MediaEncoder(codecs_of(job.tokenizers), pool).windows(documents()):
+    for window in MediaEncoder(codecs_of(job.tokenizers), pool, job.augmenter).windows(documents()):
         records, waiting[: len(window)] = waiting[: len(window)], []
         yield [_tokens(job, record, codes) for record, codes in zip(records, window, strict=True)]
 

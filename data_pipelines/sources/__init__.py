@@ -13,10 +13,15 @@ __all__ = ["SOURCES", "Record", "Source", "SourceOptions", "open_source"]
 
 # name -> "module:class", imported on use: a format's libraries are needed only by those who read it.
 SOURCES = {
+    "common_voice": "data_pipelines.sources.common_voice:CommonVoiceSource",
+    "gigaspeech": "data_pipelines.sources.gigaspeech:GigaSpeechSource",
     "hf_parquet": "data_pipelines.sources.hf_parquet:HFParquetSource",
+    "librispeech": "data_pipelines.sources.librispeech:LibriSpeechSource",
+    "ljspeech": "data_pipelines.sources.ljspeech:LJSpeechSource",
     "manifest": "data_pipelines.sources.manifest:ManifestSource",
     "text_jsonl": "data_pipelines.sources.text_jsonl:TextJsonlSource",
     "text_parquet": "data_pipelines.sources.text_parquet:TextParquetSource",
+    "vctk": "data_pipelines.sources.vctk:VCTKSource",
     "webdataset": "data_pipelines.sources.webdataset:WebDatasetSource",
 }
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.templates import TEMPLATE_SETS, template_set
-from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
+from ar_omni_jax.tokenizers.bundle import PARTS, Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
 from ar_omni_jax.vocabulary import VocabularyError
 from data_pipelines.dataset_info import FILE_NAME, MAX_LISTED, Counts, DatasetInfo, read_info, write_info
@@ -39,7 +39,7 @@ from data_pipelines.shard_builder import (
     build_shard,
     read_account,
 )
-from data_pipelines.sources import SOURCES, open_source
+from data_pipelines.sources import SOURCES, is_tokenized, open_source
 from data_pipelines.sources.base import duplicates
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions, parse_options
 
@@ -248,7 +248,8 @@ def main(argv: list[str] | None = None) -> None:
     named = {name: args.pop(name) for name in ("tasks", "instructions", "prompt_dropout", "columns")}
     try:
         options = parse_options(**named, seed=args.pop("source_seed"))
-        build(source, path, output, load_tokenizers(args.pop("tokenizers")), options=options, **args)
+        tokenizers = load_tokenizers(args.pop("tokenizers"), need=() if is_tokenized(source) else PARTS)
+        build(source, path, output, tokenizers, options=options, **args)
     except (BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError) as e:
         sys.exit(f"build_shards: {e}")
 

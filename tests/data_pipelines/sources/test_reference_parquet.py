@@ -60,7 +60,7 @@ def test_rows_come_through_with_their_labels(tmp_path):
 
 @pytest.mark.parametrize(
     ("kinds", "task"),
-    [(["text"], "chat_speech"), (["text", "image"], "chat_image"), (["text", "speech"], "chat"), (["image"], "chat_image")],
+    [(["text"], "chat_speech"), (["text", "image"], "chat_image"), (["text", "speech"], "chat")],
 )
 def test_the_task_is_what_is_answered(kinds, task, tmp_path):
     path = write(tmp_path / "i.parquet", [dialogue(np.random.default_rng(0), kinds)])

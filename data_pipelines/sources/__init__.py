@@ -15,11 +15,15 @@ __all__ = ["SOURCES", "Record", "Source", "SourceOptions", "is_tokenized", "open
 # name -> "module:class", imported on use: a format's libraries are needed only by those who read it.
 SOURCES = {
     "any_instruct": "data_pipelines.sources.any_instruct:AnyInstructSource",
+    "hf_parquet": "data_pipelines.sources.hf_parquet:HFParquetSource",
     "manifest": "data_pipelines.sources.manifest:ManifestSource",
     "reference_jsonl": "data_pipelines.sources.reference_jsonl:ReferenceJsonlSource",
     "reference_parquet": "data_pipelines.sources.reference_parquet:ReferenceParquetSource",
+    "text_jsonl": "data_pipelines.sources.text_jsonl:TextJsonlSource",
+    "text_parquet": "data_pipelines.sources.text_parquet:TextParquetSource",
     "tfds": "data_pipelines.sources.tfds:TfdsSource",
     "voice_assistant": "data_pipelines.sources.voice_assistant:VoiceAssistantSource",
+    "webdataset": "data_pipelines.sources.webdataset:WebDatasetSource",
 }
 
 

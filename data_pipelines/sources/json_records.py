@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import array
-import bisect
+import contextlib
 import hashlib
 import json
 import mmap
@@ -15,6 +15,7 @@ from typing import Any
 
 from ar_omni_jax.documents import DocumentError
 from data_pipelines.sources.base import LineIndex
+from data_pipelines.sources.listing import Spans, list_files
 
 # A whole string, a bracket, a comma of an array, or a quotation mark that no other one closes.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]|"', re.DOTALL)
@@ -78,36 +79,38 @@ class JsonRecords:
     """
 
     def __init__(self, path: str | os.PathLike, suffixes: Sequence[str] = (".jsonl", ".json")):
-        path = Path(path)
-        files = sorted(p for p in path.iterdir() if p.suffix in suffixes) if path.is_dir() else [path]
-        if not files:
-            endings = " or ".join(suffixes)
-            raise DocumentError(f"{path}: no file in it ends in {endings}; --input must name the files' folder")
-        self._files = [_index(file) for file in files]
-        self._ends: list[int] = []
-        for file in self._files:
-            self._ends.append(file.count + (self._ends[-1] if self._ends else 0))
-        text = "\n".join(f"{file.path.name} {file.digest}" for file in self._files)
-        self.digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        self._files = [(name, _index(file)) for name, file in _list(path, suffixes)]
+        self._spans = Spans(index.count for _, index in self._files)
+        text = "\n".join(f"{name}\0{index.digest}" for name, index in self._files)
+        self.digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._spans)
 
     def read(self, start: int, stop: int) -> Iterator[tuple[int, str, str, bytes]]:
-        """(index, file and place for people, a name unique among the records, JSON) of the records [start, stop)."""
-        start, stop = max(start, 0), min(stop, len(self))
-        for number in range(bisect.bisect_right(self._ends, start), len(self._files)):
-            file, first = self._files[number], self._ends[number] - self._files[number].count
-            if first >= stop:
-                return
-            kind, read = ("record", file.elements) if isinstance(file, ArrayIndex) else ("line", file.lines)
-            for index, place, data in read(max(start - first, 0), stop - first):
-                yield first + index, f"{file.path}: {kind} {place}", f"{file.path.name}:{place}", data
+        """(index, file and place for people, FILE/PLACE, JSON) of the records [start, stop)."""
+        for part, first, last in self._spans.ranges(start, stop):
+            name, index = self._files[part]
+            array_ = isinstance(index, ArrayIndex)
+            for at, place, data in (index.elements if array_ else index.lines)(first, last):
+                where = f"{index.path}: {'record' if array_ else 'line'} {place}"
+                yield self._spans.start(part) + at, where, f"{name}/{place}", data
+
+
+def _list(path: str | os.PathLike, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
+    """(name, file) as `list_files` has them, for several suffixes, which then are part of the names."""
+    if len(suffixes) == 1 or not Path(path).is_dir():
+        return list_files(path, suffixes[0])
+    found = []
+    for suffix in suffixes:
+        with contextlib.suppress(DocumentError):  # there are others
+            found += [(name + suffix, file) for name, file in list_files(path, suffix)]
+    if not found:
+        raise DocumentError(f"{path}: this folder has no *{' or *'.join(suffixes)} file; is it the right one?")
+    return sorted(found)
 
 
 def _index(path: Path) -> ArrayIndex | LineIndex:
-    if not path.is_file():
-        raise DocumentError(f"{path}: no such file; --input must name a JSON file or a folder of them")
     with path.open("rb") as file:
         while (head := file.read(_CHUNK)) and not head.strip():
             pass

@@ -1,124 +1,147 @@
-"""Rows of a parquet file, or of all in a folder: random access by row groups, some rows in memory at a time."""
+"""The rows of a parquet file, or of a folder of them, in order and from any place, a few at a time.
+
+Format: apache/parquet-format, README.md: row groups of column chunks of pages, described by a footer whose length
+stands in the file's last eight bytes. Opening reads the footers only. Reading goes page by page through the row
+groups, so what is in memory is a page of each column (or a row group, where its writer made one page of it) and a
+batch of rows, whatever the size of the file.
+"""
 
 from __future__ import annotations
 
-import bisect
+import dataclasses
 import hashlib
-import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ar_omni_jax.documents import DocumentError
+from data_pipelines.sources.listing import Spans, list_files
 
-_TAIL = 8  # length of the footer, and magic
-_BATCH = 64  # rows decoded at once
+_BUFFER = 1 << 20  # bytes of a column chunk that are read at once
+
+
+def pyarrow_parquet():
+    """The module `pyarrow.parquet`; DocumentError saying how to get it."""
+    try:
+        import pyarrow.parquet
+    except ImportError as e:
+        raise DocumentError("parquet files are read by pyarrow: pip install 'ar_omni_jax[data]'") from e
+    return pyarrow.parquet
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetFile:
+    """One file: rows of each row group, the schema (pyarrow), or why it cannot be read, in `fault`."""
+
+    name: str
+    path: Path
+    groups: tuple[int, ...]
+    schema: Any
+    fault: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row. index: among all rows; number: in its file, from 0, -1 for a file that cannot be read.
+
+    values: the columns asked for, as Python objects; None where `error` says why there are none.
+    """
+
+    index: int
+    file: ParquetFile
+    number: int
+    values: dict[str, Any] | None = None
+    error: str = ""
+
+    @property
+    def where(self) -> str:
+        """File and row, for people."""
+        return str(self.file.path) + (f": row {self.number}" if self.number >= 0 else "")
 
 
 class ParquetRows:
-    """Rows of all files in order, reduced to `columns` (which must be there) and those of `optional` that are.
+    """All rows of --input. A file that cannot be opened counts as one row, with the error."""
 
-    `digest` covers names, sizes and footers, which tell each column chunk's place and statistics.
-    Raises DocumentError for what is missing, no parquet, or without a column.
-    """
-
-    def __init__(self, path: str | os.PathLike, columns: Sequence[str], optional: Sequence[str] = ()):
-        try:
-            import pyarrow.parquet
-        except ImportError as e:
-            raise DocumentError("parquet needs pyarrow: pip install pyarrow") from e
-        self._parquet = pyarrow.parquet
-        self._errors = (OSError, ValueError, pyarrow.lib.ArrowException)
-        path = Path(path)
-        self.files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")) if path.is_dir() else [path]
-        if not self.files:
-            raise DocumentError(f"{path}: no .parquet files in it; --input must name a file or their folder")
-        self._columns, self._ends, footers = {}, [], []
-        self._groups: dict[Path, list[int]] = {}  # ends of the row groups
-        for file in self.files:
-            metadata, names = self._open(file)
-            missing = [name for name in columns if name not in names]
-            if missing:
-                raise DocumentError(f"{file}: no column {', '.join(map(repr, missing))}; it has {', '.join(names)}")
-            self._columns[file] = [*columns, *(name for name in optional if name in names)]
-            groups = (metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
-            self._groups[file] = list(itertools.accumulate(groups))
-            self._ends.append(metadata.num_rows + (self._ends[-1] if self._ends else 0))
-            footers.append(f"{file.name} {_footer_digest(file)}")
-        self.digest = hashlib.sha256("\n".join(footers).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-    def _open(self, file: Path) -> tuple[Any, list[str]]:
-        if not file.is_file():
-            raise DocumentError(f"{file}: no such file; --input must name a .parquet file or their folder")
-        try:
-            with self._parquet.ParquetFile(file) as found:
-                return found.metadata, list(found.schema_arrow.names)
-        except self._errors as e:
-            raise DocumentError(f"{file}: no parquet file, or cut short ({_first_line(e)}); copy it again") from e
+    def __init__(self, path: str | os.PathLike):
+        parquet = pyarrow_parquet()
+        digest = hashlib.sha256()
+        self.files = [_open(parquet, name, file, digest) for name, file in list_files(path, ".parquet")]
+        self._spans = Spans(1 if file.fault else sum(file.groups) for file in self.files)
+        self.digest = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._spans)
 
-    def places(self) -> Iterator[tuple[str, str]]:
-        """(file and row for people, a name unique among the rows) of every row, without reading one."""
-        for file in self.files:
-            for row in range(self._groups[file][-1] if self._groups[file] else 0):
-                yield _place(file, row)
+    def rows(
+        self, start: int, stop: int, columns: Callable[[ParquetFile], list[str]], batch: int = 256
+    ) -> Iterator[Row]:
+        """Rows [start, stop).
 
-    def read(self, start: int, stop: int) -> Iterator[tuple[int, str, str, Mapping[str, Any] | DocumentError]]:
-        """(index, file and row, unique name, {column: pyarrow scalar}) of the rows [start, stop).
-
-        In place of the columns a DocumentError for each row of a row group that cannot be decoded.
+        Args:
+          columns: names of the columns wanted of a file, or DocumentError saying why it has not got them.
+          batch: rows that are in memory at a time.
         """
-        start, stop = max(start, 0), min(stop, len(self))
-        for number in range(bisect.bisect_right(self._ends, start), len(self.files)):
-            file, first = self.files[number], self._ends[number - 1] if number else 0
-            if first >= stop:
-                return
-            for row, values in self._file_rows(file, max(start - first, 0), stop - first):
-                yield first + row, *_place(file, row), values
+        for part, first, last in self._spans.ranges(start, stop):
+            file, offset = self.files[part], self._spans.start(part)
+            if file.fault:
+                yield Row(offset, file, -1, error=f"{file.path}: {file.fault}")
+                continue
+            for group, begin, end in Spans(file.groups).ranges(first, last):
+                at = first
+                try:
+                    for values in _values(file, group, begin, end, columns(file), batch):
+                        yield Row(offset + at, file, at, values)
+                        at += 1
+                except DocumentError as e:  # the row groups behind may be whole
+                    for number in range(at, first + end - begin):
+                        row = Row(offset + number, file, number)
+                        yield dataclasses.replace(row, error=f"{row.where}: {e}")
+                first += end - begin
 
-    def _file_rows(self, file: Path, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-        ends = self._groups[file]
-        for group in range(bisect.bisect_right(ends, start), len(ends)):
-            begin, end = ends[group - 1] if group else 0, min(ends[group], stop)
-            if begin >= stop:
-                return
-            row = begin
-            try:
-                for values in self._group_rows(file, group):
-                    if row >= end:
-                        break
-                    if row >= start:
-                        yield row, values
-                    row += 1
-            except self._errors as e:
-                error = f"row group {group} cannot be decoded ({_first_line(e)}); copy the file again"
-                for lost in range(max(row, start), end):
-                    yield lost, DocumentError(f"{_place(file, lost)[0]}: {error}")
-
-    def _group_rows(self, file: Path, group: int) -> Iterator[Mapping[str, Any]]:
-        names = self._columns[file]
-        with self._parquet.ParquetFile(file, page_checksum_verification=True) as found:
-            for batch in found.iter_batches(_BATCH, [group], names):
-                columns = [batch.column(name) for name in names]
-                for row in range(batch.num_rows):
-                    yield {name: column[row] for name, column in zip(names, columns, strict=True)}
+    def check(self, columns: Callable[[ParquetFile], Any]) -> ParquetFile | None:
+        """The first file that can be read, if any; DocumentError when it has not got the columns."""
+        file = next((file for file in self.files if not file.fault), None)
+        try:
+            if file is not None:
+                columns(file)
+        except DocumentError as e:
+            raise DocumentError(f"{file.path}: {e}") from e
+        return file
 
 
-def _place(file: Path, row: int) -> tuple[str, str]:
-    return f"{file}: row {row}", f"{file.stem}:{row}"
+def _open(parquet, name: str, path: Path, digest) -> ParquetFile:
+    """Reads the footer of one file; `digest` takes it in."""
+    digest.update(name.encode("utf-8", "surrogatepass"))
+    try:
+        with open(path, "rb") as raw:
+            size = os.fstat(raw.fileno()).st_size
+            tail = os.pread(raw.fileno(), 8, max(0, size - 8))
+            length = min(int.from_bytes(tail[:4], "little"), size)
+            digest.update(size.to_bytes(8, "little") + os.pread(raw.fileno(), length + 8, max(0, size - length - 8)))
+        with parquet.ParquetFile(path) as file:
+            groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
+            return ParquetFile(name, path, groups, file.schema_arrow)
+    except (OSError, ValueError) as e:  # pyarrow's errors are of these kinds
+        reason = str(e).splitlines()[0].rstrip(".")
+        return ParquetFile(name, path, (), None, f"no whole parquet file ({reason}); copy or make it again")
 
 
-def _footer_digest(file: Path) -> str:
-    """Of size and footer, which a parquet file ends in."""
-    with file.open("rb") as stream:
-        size = stream.seek(-_TAIL, os.SEEK_END) + _TAIL
-        length = int.from_bytes(stream.read(4), "little")
-        stream.seek(-_TAIL - length, os.SEEK_END)
-        return hashlib.sha256(f"{size} ".encode() + stream.read(length)).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _values(file: ParquetFile, group: int, first: int, last: int, columns, batch) -> Iterator[dict[str, Any]]:
+    """Columns of the rows [first, last) of a row group; DocumentError at the first that cannot be read."""
+    at = 0
+    try:
+        # Without pre_buffer, or the group's whole column chunks would be in memory.
+        settings = {"buffer_size": _BUFFER, "pre_buffer": False, "page_checksum_verification": True}
+        with pyarrow_parquet().ParquetFile(file.path, **settings) as opened:
+            for table in opened.iter_batches(batch, row_groups=[group], columns=columns, use_threads=False):
+                for number in range(max(first - at, 0), min(last - at, table.num_rows)):
+                    yield {name: table.column(name)[number].as_py() for name in columns}
+                at += table.num_rows
+                if at >= last:
+                    return
+    except DocumentError:
+        raise
+    except (OSError, ValueError) as e:  # pyarrow's errors are of these kinds
+        raise DocumentError(f"row group {group} cannot be read ({str(e).splitlines()[0]}); copy the file again") from e
+    raise DocumentError(f"row group {group} has {at} rows where its footer says more; copy the file again")

@@ -58,7 +58,7 @@ def test_a_folder_is_its_shards_by_name(tmp_path):
         corpus.write_lines(folder / f"shard{shard}.jsonl", records)
     (folder / "notes.txt").write_text("not a shard")
     source = open_source("reference_jsonl", folder)
-    names = [f"shard{shard}.jsonl:{line}" for shard in (0, 1) for line in (1, 2, 3)]
+    names = [f"shard{shard}/{line}" for shard in (0, 1) for line in (1, 2, 3)]
     assert list(source.ids()) == names and not duplicates(source)
     assert [r.id for r in source.read(2, 5)] == names[2:5]
     assert [r.index for r in source.read(2, 5)] == [2, 3, 4]

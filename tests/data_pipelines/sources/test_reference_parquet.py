@@ -51,7 +51,7 @@ def test_rows_come_through_with_their_labels(tmp_path):
     data = rows(23)
     corpus.build("reference_parquet", write(tmp_path / "i.parquet", data), tmp_path / "out", records_per_shard=9)
     documents = list(read_documents(tmp_path / "out", "train", corpus.VOCABULARY))
-    assert [d.id for d in documents] == [f"i:{n}" for n in range(23)]
+    assert [d.id for d in documents] == [f"i/{n}" for n in range(23)]
     for document, (ids, labels) in zip(documents, data, strict=True):
         assert document.tokens.tolist() == ids and document.group == "speech"
         roles = np.concatenate([np.full(s.end - s.start, s.role) for s in document.spans])
@@ -98,9 +98,9 @@ def test_reading_from_any_place_and_file(tmp_path):
     data = rows(40)
     write(folder / "b.parquet", data[25:], pa.large_list(pa.int64()))
     write(folder / "a.parquet", data[:25])
-    for path in (folder, tmp_path):  # the folder, or the one above it as on the hub
+    for path, prefix in ((folder, ""), (tmp_path, "data/")):  # the folder, or the one above it as on the hub
         source = open_source("reference_parquet", path)
-        names = [f"a:{i}" for i in range(25)] + [f"b:{i}" for i in range(15)]
+        names = [f"{prefix}a/{i}" for i in range(25)] + [f"{prefix}b/{i}" for i in range(15)]
         assert len(source) == 40 and list(source.ids()) == names
         for start, stop in ((0, 2), (5, 9), (23, 27), (39, 60), (6, 7), (7, 14)):
             found = list(source.read(start, stop))
@@ -121,7 +121,7 @@ BAD = {
     "nothing trained": ((IDS, [UNTRAINED] * len(IDS)), "nothing to train on"),
     "only the first token": ((IDS, [IDS[0], *[UNTRAINED] * (len(IDS) - 1)]), "nothing to train on"),
     "no ids": (([], []), "input_ids must be a non-empty list"),
-    "no row": ((None, None), "input_ids is None, not a list"),
+    "no row": ((None, None), "input_ids must be a non-empty list"),
     "a hole": (([None, *IDS[1:]], LABELS), "input_ids must be a non-empty list of whole numbers"),
     "outside": (([*IDS, 70000], [*LABELS, 70000]), "input_ids: id 70000 at position"),
 }
@@ -141,17 +141,20 @@ def test_files_that_cannot_be_read(tmp_path):
         with pytest.raises(DocumentError, match=message):
             open_source("reference_parquet", path)
 
-    path = write(tmp_path / "i.parquet", rows(30))
+    whole = write(tmp_path / "i.parquet", rows(30)).read_bytes()
     (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / "i.parquet").write_bytes(path.read_bytes()[:-100])
-    refused(tmp_path / "cut", "cut.i.parquet: no parquet file, or cut short.*copy it again")
+    (tmp_path / "cut" / "a.parquet").write_bytes(whole[:-100])
+    (tmp_path / "cut" / "b.parquet").write_bytes(whole)
+    source = open_source("reference_parquet", tmp_path / "cut")
+    assert len(source) == 31 and list(source.ids())[:2] == [None, "b/0"]
+    first, second = source.read(0, 2)
+    assert "a.parquet: no whole parquet file" in first.error and "copy or make it again" in first.error
+    assert not second.error
     refused(tmp_path / "none.parquet", "none.parquet: no such file")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "no .parquet files")
-    (tmp_path / "text.parquet").write_text("hello, this is no parquet")
-    refused(tmp_path / "text.parquet", "no parquet file")
+    refused(tmp_path / "empty", "has no .*.parquet file")
     pq.write_table(pa.table({"input_ids": [[1]], "text": ["x"]}), tmp_path / "other.parquet")
-    refused(tmp_path / "other.parquet", "no column 'labels'; it has input_ids, text")
+    refused(tmp_path / "other.parquet", "other.parquet: no column 'labels'; it has input_ids, text")
 
 
 def test_a_damaged_row_group_costs_its_rows_alone(tmp_path):
@@ -164,7 +167,7 @@ def test_a_damaged_row_group_costs_its_rows_alone(tmp_path):
     path.write_bytes(content)
     records = list(open_source("reference_parquet", path).read(0, 21))
     assert [r.index for r in records if r.error] == list(range(7, 14))
-    assert "i.parquet: row 7: row group 1 cannot be decoded" in records[7].error
+    assert "i.parquet: row 7: row group 1 cannot be read" in records[7].error
     assert records[14].document.tokens.tolist() == data[14][0]
     info = corpus.build("reference_parquet", path, tmp_path / "out", on_error="skip", error_budget=0.4)
     assert info.splits["train"]["documents"] == 14 and info.splits["train"]["dropped"] == {"malformed record": 7}

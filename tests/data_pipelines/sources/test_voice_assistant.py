@@ -45,7 +45,7 @@ def test_exchanges_become_shards_with_the_question_s_own_tokens(tmp_path, tokeni
     write(tmp_path / "train-0.parquet", rows)
     info = corpus.build("voice_assistant", tmp_path, tmp_path / "out", tokenizers)
     documents = list(read_documents(tmp_path / "out", "train", tokenizers.vocabulary))
-    assert [d.id for d in documents] == [f"train-0:{i}" for i in range(5)]
+    assert [d.id for d in documents] == [f"train-0/{i}" for i in range(5)]
     assert info.splits["train"]["by_task"].keys() == {"chat_speech"}
     for document, record in zip(documents, rows, strict=True):
         codes = corpus.direct_codes(tokenizers, Modality.SPEECH, record["question_audio"]["bytes"])

@@ -24,9 +24,9 @@ from typing import Any
 
 from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.templates import TEMPLATE_SETS, template_set
-from ar_omni_jax.tokenizers.bundle import PARTS, Tokenizers, load_tokenizers
+from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
-from ar_omni_jax.vocabulary import VocabularyError
+from ar_omni_jax.vocabulary import VocabularyError, chameleon_vocabulary
 from data_pipelines.dataset_info import FILE_NAME, MAX_LISTED, Counts, DatasetInfo, read_info, write_info
 from data_pipelines.progress import Progress
 from data_pipelines.schema import SCHEMA_VERSION, SchemaError
@@ -108,6 +108,7 @@ def build(
     if not len(source):
         raise DocumentError(f"{path}: no records; is it the right file?")
     named = {"source": source_name} | ({"source_options": options.to_dict()} if options != NO_OPTIONS else {})
+    template = getattr(source, "template", template)  # what is tokenized already was written in one
     job = _plan(source, named, Path(output), tokenizers, split, template_set(template).name, records_per_shard)
     budget = ErrorBudget(on_error, error_budget, len(job.source))
     mine = range(worker_index, job.shards, worker_count)
@@ -228,6 +229,13 @@ def _add_source_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_argument("--source_seed", type=int, default=0, help="decides tasks, instructions and dropped prompts")
 
 
+def _tokenizers(name: str, source: str) -> Tokenizers:
+    """By built-in name or folder; for a tokenized source without weights, "chameleon" being the layout alone."""
+    if not is_tokenized(source):
+        return load_tokenizers(name)
+    return Tokenizers(chameleon_vocabulary(), {}, {}) if name == "chameleon" else load_tokenizers(name, need=())
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="manifest", choices=sorted(SOURCES), help="format of the input")
@@ -248,8 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     named = {name: args.pop(name) for name in ("tasks", "instructions", "prompt_dropout", "columns")}
     try:
         options = parse_options(**named, seed=args.pop("source_seed"))
-        tokenizers = load_tokenizers(args.pop("tokenizers"), need=() if is_tokenized(source) else PARTS)
-        build(source, path, output, tokenizers, options=options, **args)
+        build(source, path, output, _tokenizers(args.pop("tokenizers"), source), options=options, **args)
     except (BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError) as e:
         sys.exit(f"build_shards: {e}")
 

@@ -61,8 +61,8 @@ def require_layout(source: Any, vocabulary: JointVocabulary) -> None:
     if places[0] != places[1]:
         raise VocabularyError(
             f"the input is tokenized in the layout {layout.name!r} of {layout.size} ids, which the vocabulary "
-            f"{vocabulary.name!r} of {vocabulary.size} ids is not; give --tokenizers the folder with Chameleon's "
-            "text_tokenizer.json (no codec is needed)"
+            f"{vocabulary.name!r} of {vocabulary.size} ids is not; use --tokenizers=chameleon, the layout "
+            "alone, or the folder with Chameleon's text_tokenizer.json"
         )
 
 

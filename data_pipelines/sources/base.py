@@ -32,7 +32,7 @@ class Source(Protocol):
     """Records 0 .. len - 1 in an order that never changes. A record that cannot be read is a Record with an error.
 
     digest: changes when the listing changes (media files are not part of it). A source of documents that are
-    tokenized already has `layout`, the JointVocabulary of their ids; it needs no codec.
+    tokenized already has `layout`, the JointVocabulary of their ids, and `template`, the set they are written in.
     """
 
     digest: str

@@ -42,7 +42,7 @@ _OPENERS = {"t2i": "boi", "speech_to_image": "boi", "tts": "boa"}
 class ReferenceJsonlSource:
     """Source of the token documents of one .jsonl file or of all in a folder."""
 
-    layout = chameleon_vocabulary()
+    layout, template = chameleon_vocabulary(), "released"
 
     def __init__(self, path: str | os.PathLike, options: SourceOptions = NO_OPTIONS):
         options.refuse(NAME, "tasks", "instructions", "prompt_dropout", "columns")

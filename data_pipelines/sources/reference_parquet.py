@@ -27,7 +27,7 @@ class ReferenceParquetSource(ParquetDocuments):
     """Source of the token documents of one .parquet file or of all in a folder, named by file and row."""
 
     name, required = "reference_parquet", ("input_ids", "labels")
-    layout = chameleon_vocabulary()
+    layout, template = chameleon_vocabulary(), "released"
 
     def _document(self, values: Mapping[str, Any], name: str, where: str, folder: Path) -> TokenDocument:
         ids = token_ids(values["input_ids"], "input_ids", where, self.layout)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +9,9 @@ import token_corpus as corpus
 
 from ar_omni_jax.documents import DocumentError, Role
 from ar_omni_jax.tokenizers.bundle import load_tokenizers
-from ar_omni_jax.vocabulary import IdRange, Modality, VocabularyError
+from ar_omni_jax.vocabulary import IdRange, VocabularyError, chameleon_vocabulary
+from data_pipelines import build_shards
+from data_pipelines.dataset_info import read_info
 from data_pipelines.shard_builder import BuildError
 from data_pipelines.shards import read_documents
 from data_pipelines.sources import SourceOptions, is_tokenized, open_source
@@ -132,7 +132,7 @@ def test_media_that_are_not_whole_and_malformed_lines(tmp_path):
 
 def test_another_vocabulary_is_refused_before_any_work(tmp_path):
     path = corpus.write_lines(tmp_path / "s.jsonl", [CAPTION])
-    with pytest.raises(VocabularyError, match="layout 'chameleon' of 65536 ids.*'toyworld'.*text_tokenizer.json"):
+    with pytest.raises(VocabularyError, match="layout 'chameleon' of 65536 ids.*'toyworld'.*--tokenizers=chameleon"):
         corpus.build("reference_jsonl", path, tmp_path / "out", load_tokenizers())
     assert not (tmp_path / "out").exists()
 
@@ -162,16 +162,22 @@ def published_names():
     return names + [f"text{i}" for i in range(65536 - 16384)]
 
 
-def test_the_command_needs_only_the_text_tokenizers_file(tmp_path):
-    (tmp_path / "tokenizers").mkdir()
-    vocab = {name: i for i, name in enumerate(published_names())}
-    record = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": []}}
-    (tmp_path / "tokenizers" / "text_tokenizer.json").write_text(json.dumps(record))
+@pytest.mark.parametrize("files", [False, True])
+def test_the_command_needs_no_codec(files, tmp_path, capsys):
+    """The layout alone will do, or the text tokenizer's file; what is made is said to follow the released templates."""
+    name = "chameleon"
+    if files:
+        (tmp_path / "tokenizers").mkdir()
+        vocab = {name: i for i, name in enumerate(published_names())}
+        content = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": []}}
+        (tmp_path / "tokenizers" / "text_tokenizer.json").write_text(json.dumps(content))
+        name = tmp_path / "tokenizers"
     records = [corpus.pretraining_records()[0][i] for i in (1, 3, 6)]  # no image: the grid is the published one
     path = corpus.write_lines(tmp_path / "s.jsonl", records)
-    command = [sys.executable, "-m", "data_pipelines.build_shards", "--source=reference_jsonl", f"--input={path}"]
-    command += [f"--output={tmp_path / 'out'}", f"--tokenizers={tmp_path / 'tokenizers'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "3 records read, 3 documents" in done.stdout
-    assert Modality.SPEECH in {s.modality for s in next(iter(read_documents(tmp_path / "out", "train"))).spans}
+    options = ["--source=reference_jsonl", f"--input={path}", f"--output={tmp_path / 'out'}", f"--tokenizers={name}"]
+    build_shards.main(options)
+    assert "3 records read, 3 documents" in capsys.readouterr().out
+    info = read_info(tmp_path / "out", "documents", chameleon_vocabulary().fingerprint)
+    assert info.settings == {"template": "released"} and list(info.tokenizers) == ["text"] * files
+    first = next(iter(read_documents(tmp_path / "out", "train", chameleon_vocabulary())))
+    assert first.tokens.tolist() == records[0]["discrete_code"]

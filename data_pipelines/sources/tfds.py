@@ -182,6 +182,8 @@ def _leaves(tfds: Any, feature: Any, path: str = "", repeated: bool = False) -> 
 def _media(tfds: Any, features: dict, options: SourceOptions, name: str) -> tuple[str | None, Modality | None]:
     kinds = ((tfds.features.Image, Modality.IMAGE), (tfds.features.Audio, Modality.SPEECH))
     found = {path: m for path, feature in features.items() for kind, m in kinds if isinstance(feature, kind)}
+    for path in [path for path in found if features[path].np_dtype == np.float32 and found[path] == Modality.IMAGE]:
+        del found[path]  # a picture of floats is kept as one of their bytes
     path = _choose(found, options, "media", MEDIA, name)
     return path, found.get(path)
 

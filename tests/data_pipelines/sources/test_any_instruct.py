@@ -48,7 +48,7 @@ def conversations(root):
                 [says("user", "Another like these?", images=["y.jpg", "z.webp"]), says("assistant", "No.")],
             ],
         },
-        {"conversation": [[says("user", "Say \"]}, [{\\ in words: {é"), says("assistant", "Brackets.")]]},
+        {"conversation": [[says("user", 'Say "]}, [{\\ in words: {é'), says("assistant", "Brackets.")]]},
     ]
 
 
@@ -92,7 +92,7 @@ def test_what_the_user_speaks_is_not_read(tmp_path):
     assert spoken.meta == {"transcripts": ["how are you", "and now"]}
     assert [p.modality for p in drawn.turns[1].parts] == [Modality.TEXT, Modality.IMAGE]
     assert [p.modality for p in drawn.turns[2].parts] == [Modality.IMAGE, Modality.IMAGE, Modality.TEXT]
-    assert written.turns[0].parts[0].value == "Say \"]}, [{\\ in words: {é" and not written.meta
+    assert written.turns[0].parts[0].value == 'Say "]}, [{\\ in words: {é' and not written.meta
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -180,9 +180,7 @@ def test_media_that_cannot_be_used(tmp_path, tokenizers):
     bad = [{"speech": "gone.wav"}, {"image": "bad.png"}, {"speech": "bad.mp3"}]
     records = [{"id": str(i), "chat": [says("user", "a", **media), GOOD[1]]} for i, media in enumerate(bad)]
     path = write_lines(tmp_path / "c.jsonl", [{"id": "good", "chat": GOOD}, *records])
-    info = corpus.build(
-        "any_instruct", path, tmp_path / "out", tokenizers, on_error="skip", error_budget=0.75
-    )
+    info = corpus.build("any_instruct", path, tmp_path / "out", tokenizers, on_error="skip", error_budget=0.75)
     assert info.splits["train"]["dropped"] == {"unusable speech": 2, "unusable image": 1}
     details = " ".join(d["detail"] for d in info.splits["train"]["dropped_list"])
     assert all(name in details for name in ("gone.wav", "bad.png", "bad.mp3"))

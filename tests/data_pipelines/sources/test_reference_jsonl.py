@@ -46,6 +46,7 @@ def test_every_task_comes_through_as_it_is(tmp_path):
             kinds = corpus.VOCABULARY.modality_of(document.tokens[span.start : span.end])
             assert (kinds == span.modality).all()
         assert weight_table(2.0)[document.classes()].tolist() == reference_weights(record).tolist()
+        assert weight_table(1.0, response_only=True)[document.classes()].tolist() == roles.tolist()
     assert info.splits["train"]["by_modality"]["image"] == 4 * corpus.VOCABULARY.image_length
     assert is_tokenized("reference_jsonl") and not is_tokenized("manifest")
 

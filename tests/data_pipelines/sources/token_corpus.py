@@ -43,9 +43,7 @@ def pretraining_records(seed=0):
     for task, (asked, answered, written) in made.items():
         prompt = [BOS, *USER, *asked, EOH, *LABEL]
         response = words if written else answered[1:]  # of media the reference counts codes its own way
-        records.append(
-            {"id": "a1", "task": task, "discrete_code": [*prompt, *answered, EOS], "response": response}
-        )
+        records.append({"id": "a1", "task": task, "discrete_code": [*prompt, *answered, EOS], "response": response})
         starts.append(len(prompt))
     records.append({"id": "a1", "task": "text_to_text", "discrete_code": [BOS, *words, EOS], "response": words})
     starts.append(1)

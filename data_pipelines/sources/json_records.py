@@ -100,7 +100,7 @@ class JsonRecords:
 def _list(path: str | os.PathLike, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
     """(name, file) as `list_files` has them, for several suffixes, which then are part of the names."""
     if len(suffixes) == 1 or not Path(path).is_dir():
-        return list_files(path, suffixes[0])
+        return list_files(path, suffixes[0] if len(suffixes) == 1 else "")
     found = []
     for suffix in suffixes:
         with contextlib.suppress(DocumentError):  # there are others

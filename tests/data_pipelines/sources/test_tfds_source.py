@@ -116,25 +116,20 @@ SAMPLES = (0.5 * np.sin(np.arange(9000) / 9) * 32767).astype(np.int64)
 
 def wav(samples, rate, **options):
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format="WAV", **options)
+    soundfile.write(buffer, samples, rate, **({"format": "WAV"} | options))
     return buffer.getvalue()
 
 
 @needs_tensorflow
 def test_audio_as_samples_and_as_files(tmp_path, tokenizers):
-    """Kept as samples (of 16 or more bits, floats, two channels, compressed) or as the file itself: the same tokens."""
-    flac = corpus.sound(None, 3, "FLAC")
+    """Kept as samples (of 16 or more bits, floats, two channels) or as the file itself: the same tokens."""
+    flac = wav(SAMPLES.astype(np.int16), 16000, format="FLAC")
     made = {
         "plain": (lambda f: f.Audio(sample_rate=16000), SAMPLES, wav(SAMPLES.astype(np.int16), 16000)),
-        "zlib": (
-            lambda f: f.Audio(sample_rate=16000, encoding="zlib", dtype=np.int16),
-            SAMPLES.astype(np.int16),
-            wav(SAMPLES.astype(np.int16), 16000),
-        ),
         "wide": (
-            lambda f: f.Audio(sample_rate=8000),
+            lambda f: f.Audio(sample_rate=16000),
             SAMPLES << 16,
-            wav((SAMPLES << 16).astype(np.int32), 8000, subtype="PCM_32"),
+            wav((SAMPLES << 16).astype(np.int32), 16000, subtype="PCM_32"),
         ),
         "float": (
             lambda f: f.Audio(sample_rate=16000, dtype=np.float32),
@@ -222,11 +217,11 @@ def test_a_shard_that_is_gone_or_damaged(tmp_path):
     folder = captioned(tmp_path)
     (shard,) = folder.glob("*array_record*")
     content = bytearray(shard.read_bytes())
-    start = len(content) // 4
-    content[start : start + 200] = bytes(200)
+    content[2000:4000] = bytes(2000)  # in the chunk of the first record; the format has checksums
     shard.write_bytes(content)
-    records = list(open_source("tfds", f"{folder}:train").read(0, 3))
-    assert len(records) == 3 and any("cannot be read" in r.error for r in records)
+    first, *others = open_source("tfds", f"{folder}:train").read(0, 3)
+    assert "record 0: cannot be read (" in first.error and "copy or prepare the data again" in first.error
+    assert len(others) == 2 and not any(record.error for record in others)
     shard.unlink()
     with pytest.raises(DocumentError, match="cannot be opened|cannot be read"):
         broken = open_source("tfds", f"{folder}:train")
@@ -237,11 +232,15 @@ def test_a_shard_that_is_gone_or_damaged(tmp_path):
 def test_images_and_text_need_no_tensorflow(tmp_path):
     folder = captioned(tmp_path)
     code = (
-        "import sys; sys.modules['tensorflow'] = None\n"
+        "import sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "hidden = lambda _, name, *rest: None if name.split('.')[0] == 'tensorflow' else find(name, *rest)\n"
+        "PathFinder.find_spec = classmethod(hidden)\n"
         "from data_pipelines.sources import open_source\n"
         f"records = list(open_source('tfds', {f'{folder}:train'!r}).read(0, 3))\n"
         "assert [len(r.document.media()) for r in records] == [1, 1, 1], records\n"
-        "assert not any(name.startswith('tensorflow.') for name in sys.modules)\n"
+        "assert 'tensorflow' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -39,7 +39,7 @@ from data_pipelines.shard_builder import (
     build_shard,
     read_account,
 )
-from data_pipelines.sources import SOURCES, is_tokenized, open_source
+from data_pipelines.sources import SOURCES, Source, is_tokenized, open_source
 from data_pipelines.sources.base import duplicates
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions, parse_options
 
@@ -104,10 +104,7 @@ def build(
         raise BuildError(f"worker_index {worker_index} is not in [0, worker_count={worker_count})")
     if records_per_shard < 1 or not split.replace("_", "").isalnum():
         raise BuildError(f"records_per_shard {records_per_shard} must be positive, split {split!r} letters and digits")
-    source = open_source(source_name, path, options)
-    if not len(source):
-        raise DocumentError(f"{path}: no records; is it the right file?")
-    named = {"source": source_name} | ({"source_options": options.to_dict()} if options != NO_OPTIONS else {})
+    source, named = _open(source_name, path, options)
     template = getattr(source, "template", template)  # what is tokenized already was written in one
     job = _plan(source, named, Path(output), tokenizers, split, template_set(template).name, records_per_shard)
     budget = ErrorBudget(on_error, error_budget, len(job.source))
@@ -130,8 +127,15 @@ def build(
     return _finish(job, budget, quiet)
 
 
+def _open(name: str, path: str | os.PathLike, options: SourceOptions) -> tuple[Source, dict[str, Any]]:
+    """The source, and its name and options (where they are not the usual ones) for the record of the build."""
+    source = open_source(name, path, options)
+    if not len(source):
+        raise DocumentError(f"{path}: no records; is it the right file?")
+    return source, {"source": name} | ({"source_options": options.to_dict()} if options != NO_OPTIONS else {})
+
+
 def _plan(source, named, output, tokenizers, split, template, per_shard) -> Job:
-    """`named`: the source's name and, where they are not the usual ones, its options."""
     build = named | {
         "schema_version": SCHEMA_VERSION,
         "records": len(source),

@@ -23,7 +23,7 @@ from ar_omni_jax.vocabulary import Modality
 
 # A window is what is decoded ahead and encoded together.
 WINDOW_DOCUMENTS = 1024
-WINDOW_BYTES = 512 << 20  # of decoded media, about; two windows are in memory at a time
+WINDOW_BYTES = 512 << 20  # of media, encoded and decoded, about; two windows are in memory at a time
 _SECONDS_ASSUMED = 15  # of an utterance, for that estimate
 
 
@@ -97,6 +97,7 @@ class MediaEncoder:
             for part in parts:
                 image = part.modality == Modality.IMAGE
                 size += self._codecs.image_bytes() if image else self._codecs.speech_bytes()
+                size += len(part.value) if isinstance(part.value, bytes) else 0
             if len(window) >= WINDOW_DOCUMENTS or size >= WINDOW_BYTES:
                 yield window
                 window, size = [], 0

@@ -29,6 +29,7 @@ from data_pipelines.sources.parquet_rows import ParquetFile, ParquetRows, Row
 
 TEXT_COLUMNS = ("text", "transcript", "transcription", "sentence", "caption", "normalized_text")
 BATCH = 16  # rows with media in memory at a time
+LOOKED_AT = 64  # rows, where nothing says whether their media are pictures or sounds
 
 _FEATURES = {"Image": Modality.IMAGE, "Audio": Modality.SPEECH}
 _SUFFIXES = {
@@ -53,6 +54,7 @@ class HFParquetSource:
     def __init__(self, path: str | os.PathLike, options: SourceOptions = NO_OPTIONS):
         self._options = options
         self._rows = ParquetRows(path)
+        self._found: dict[str, _Columns] = {}
         self.digest = self._rows.digest
         first = self._rows.check(self._columns)
         self._kind = first and (_stated_kind(first, self._columns(first).media) or self._seen_kind())
@@ -80,26 +82,31 @@ class HFParquetSource:
         return pair_document(name, text, part, self._options, source="hf_parquet", where=row.where)
 
     def _columns(self, file: ParquetFile) -> _Columns:
+        if file.name in self._found:
+            return self._found[file.name]
         media = find_column(file, "media", self._options, _is_media(self._options), "a struct of bytes and path")
         text = find_column(file, "text", self._options, is_text, "a string", TEXT_COLUMNS)
-        return _Columns(media, text, find_id(file, self._options))
+        return self._found.setdefault(file.name, _Columns(media, text, find_id(file, self._options)))
 
     def _seen_kind(self) -> Modality:
-        """The kind of the first medium there is."""
-        for row in self._rows.rows(0, len(self), lambda file: self._columns(file).names(), 1):
+        """The kind of the first medium that is known among some."""
+        unknown = None
+        for row in self._rows.rows(0, LOOKED_AT, lambda file: self._columns(file).names(), 1):
             if row.error:
                 continue
             column = self._columns(row.file).media
             value = row.values[column]
             data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
             kind = _kind_of_bytes(data or b"") or _kind_of_path(path or "")
-            if kind is None:
-                raise DocumentError(
-                    f"{row.where}: column {column!r} begins with neither a picture nor a sound that is known; "
-                    "name the right one with --columns=media:NAME"
-                )
-            return kind
-        return Modality.IMAGE  # no row has a medium, and each will say so
+            if kind is not None:
+                return kind
+            unknown = unknown or row
+        if unknown is not None:
+            raise DocumentError(
+                f"{unknown.where}: column {column!r} begins with neither a picture nor a sound that is known; "
+                "name the right one with --columns=media:NAME"
+            )
+        return Modality.IMAGE  # no row can be read, and each will say so
 
 
 def _is_media(options: SourceOptions):

@@ -65,10 +65,13 @@ class ArrayIndex:
 
     def elements(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes]]:
         """(index, number from 1, JSON) of the elements [start, stop)."""
-        with self.path.open("rb") as file:
-            for index in range(start, min(stop, self.count)):
-                file.seek(self._starts[index])
-                yield index, index + 1, file.read(self._ends[index] - self._starts[index])
+        try:
+            with self.path.open("rb") as file:
+                for index in range(start, min(stop, self.count)):
+                    file.seek(self._starts[index])
+                    yield index, index + 1, file.read(self._ends[index] - self._starts[index])
+        except OSError as e:
+            raise DocumentError(f"{self.path}: cannot be read any more ({e}); start again when it is there") from e
 
 
 class JsonRecords:

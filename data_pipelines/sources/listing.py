@@ -19,7 +19,7 @@ def list_files(path: str | os.PathLike, suffix: str) -> list[tuple[str, Path]]:
     """
     root = Path(path)
     if root.is_file():
-        return [(root.name.removesuffix(suffix), root)]
+        return _readable([(root.name.removesuffix(suffix), root)])
     if not root.is_dir():
         raise DocumentError(f"{path}: no such file or folder; --input must name one")
     found = ((file.relative_to(root), file) for file in root.rglob(f"*{suffix}") if file.is_file())
@@ -30,7 +30,14 @@ def list_files(path: str | os.PathLike, suffix: str) -> list[tuple[str, Path]]:
     ]
     if not kept:
         raise DocumentError(f"{path}: this folder has no *{suffix} file; is it the right one?")
-    return sorted(kept)
+    return _readable(sorted(kept))
+
+
+def _readable(files: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    for _, file in files:
+        if not os.access(file, os.R_OK):
+            raise DocumentError(f"{file}: may not be read by this user; change its permissions or move it away")
+    return files
 
 
 class Spans:

@@ -39,8 +39,9 @@ def find_column(
         found = [name for name in usual if name in found][:1]
     if len(found) == 1:
         return found[0]
-    wanted = f"{kind} column" + (f" called {', '.join(usual)}" if usual else "")
-    raise DocumentError(f"{len(found) or 'no'} {wanted} for the {what}; {there}; name it with --columns={what}:NAME")
+    wanted = f"that is {kind}" + (f" and called {', '.join(usual)}" if usual else "")
+    number = f"more than one column ({', '.join(found)})" if found else "no column"
+    raise DocumentError(f"{number} {wanted} for the {what}; {there}; name the right one with --columns={what}:NAME")
 
 
 def find_id(file: ParquetFile, options: SourceOptions) -> str | None:

@@ -87,17 +87,16 @@ class ParquetRows:
             if file.fault:
                 yield Row(offset, file, -1, error=f"{file.path}: {file.fault}")
                 continue
-            for group, begin, end in Spans(file.groups).ranges(first, last):
-                at = first
-                try:
-                    for values in _values(file, group, begin, end, columns(file), batch):
-                        yield Row(offset + at, file, at, values)
-                        at += 1
-                except DocumentError as e:  # the row groups behind may be whole
-                    for number in range(at, first + end - begin):
-                        row = Row(offset + number, file, number)
-                        yield dataclasses.replace(row, error=f"{row.where}: {e}")
-                first += end - begin
+            try:
+                with _opened(file) as opened:
+                    names = columns(file)
+                    for group, begin, end in Spans(file.groups).ranges(first, last):
+                        for values in _group(opened, group, begin, end, names, batch):
+                            yield _row(offset, file, first, values)
+                            first += 1
+            except DocumentError as e:
+                for number in range(first, last):
+                    yield _row(offset, file, number, str(e))
 
     def check(self, columns: Callable[[ParquetFile], Any]) -> ParquetFile | None:
         """The first file that can be read, if any; DocumentError when it has not got the columns."""
@@ -117,31 +116,66 @@ def _open(parquet, name: str, path: Path, digest) -> ParquetFile:
         with open(path, "rb") as raw:
             size = os.fstat(raw.fileno()).st_size
             tail = os.pread(raw.fileno(), 8, max(0, size - 8))
-            length = min(int.from_bytes(tail[:4], "little"), size)
+            length = min(int.from_bytes(tail[:4], "little"), size) if tail[4:] == b"PAR1" else 0
             digest.update(size.to_bytes(8, "little") + os.pread(raw.fileno(), length + 8, max(0, size - length - 8)))
         with parquet.ParquetFile(path) as file:
-            groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
-            return ParquetFile(name, path, groups, file.schema_arrow)
-    except (OSError, ValueError) as e:  # pyarrow's errors are of these kinds
-        reason = str(e).splitlines()[0].rstrip(".")
-        return ParquetFile(name, path, (), None, f"no whole parquet file ({reason}); copy or make it again")
+            return ParquetFile(name, path, _groups(file), file.schema_arrow)
+    except (OSError, ValueError, NotImplementedError) as e:  # pyarrow's errors are of these kinds
+        return ParquetFile(name, path, (), None, f"no whole parquet file ({_reason(e)}); copy or make it again")
 
 
-def _values(file: ParquetFile, group: int, first: int, last: int, columns, batch) -> Iterator[dict[str, Any]]:
-    """Columns of the rows [first, last) of a row group; DocumentError at the first that cannot be read."""
-    at = 0
+def _opened(file: ParquetFile):
+    """The file for reading; DocumentError when it is not there or not as it was."""
     try:
         # Without pre_buffer, or the group's whole column chunks would be in memory.
-        settings = {"buffer_size": _BUFFER, "pre_buffer": False, "page_checksum_verification": True}
-        with pyarrow_parquet().ParquetFile(file.path, **settings) as opened:
-            for table in opened.iter_batches(batch, row_groups=[group], columns=columns, use_threads=False):
-                for number in range(max(first - at, 0), min(last - at, table.num_rows)):
-                    yield {name: table.column(name)[number].as_py() for name in columns}
-                at += table.num_rows
-                if at >= last:
-                    return
-    except DocumentError:
-        raise
-    except (OSError, ValueError) as e:  # pyarrow's errors are of these kinds
-        raise DocumentError(f"row group {group} cannot be read ({str(e).splitlines()[0]}); copy the file again") from e
-    raise DocumentError(f"row group {group} has {at} rows where its footer says more; copy the file again")
+        opened = pyarrow_parquet().ParquetFile(
+            file.path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True
+        )
+    except (OSError, ValueError) as e:
+        raise DocumentError(f"cannot be read any more ({_reason(e)}); start again when it is there") from e
+    if _groups(opened) != file.groups:
+        opened.close()
+        raise DocumentError("the file has changed since it was listed; start again")
+    return opened
+
+
+def _groups(opened) -> tuple[int, ...]:
+    return tuple(opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups))
+
+
+def _group(opened, group: int, first: int, last: int, columns, batch: int) -> Iterator[dict[str, Any] | str]:
+    """Columns of the rows [first, last) of a row group, or why one has none."""
+    at, done = 0, first
+    try:
+        for table in opened.iter_batches(batch, row_groups=[group], columns=columns, use_threads=False):
+            for number in range(max(first - at, 0), min(last - at, table.num_rows)):
+                yield _python(table, number, columns)
+                done += 1
+            at += table.num_rows
+            if at >= last:
+                return
+        reason = f"it has {at} rows where the footer says more"
+    except (OSError, ValueError, NotImplementedError) as e:  # pyarrow's errors are of these kinds
+        reason = _reason(e)
+    for _ in range(done, last):  # the row groups behind may be whole
+        yield f"row group {group} cannot be read ({reason}); copy or make the file again"
+
+
+def _row(offset: int, file: ParquetFile, number: int, values: dict[str, Any] | str) -> Row:
+    """A row with its values or, in words, why it has none."""
+    row = Row(offset + number, file, number)
+    if isinstance(values, str):
+        return dataclasses.replace(row, error=f"{row.where}: {values}")
+    return dataclasses.replace(row, values=values)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _python(table, number: int, columns: list[str]) -> dict[str, Any] | str:
+    """One row as Python objects, or why it is none."""
+    try:
+        return {name: table.column(name)[number].as_py() for name in columns}
+    except UnicodeDecodeError as e:
+        return f"a string that is not UTF-8 (byte {e.start}); mend or drop the row"

@@ -90,7 +90,7 @@ def _other_member(file: BinaryIO, offset: int) -> tuple[Member | None, int]:
     """(regular file or None, next header), read by `tarfile`: long names, huge sizes, folders, links."""
     file.seek(offset)
     try:
-        archive = tarfile.TarFile(fileobj=file)
+        archive = tarfile.TarFile(fileobj=file, encoding="utf-8")
         info = archive.firstmember
     except (tarfile.TarError, ValueError, OverflowError) as e:
         raise TarError(f"is cut or corrupt at byte {offset}: {e}") from e

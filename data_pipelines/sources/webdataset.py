@@ -10,8 +10,8 @@ are among what img2dataset writes (README of rom1504/img2dataset, "Usage"). Ids 
 in a tar only. Everything else is passed over.
 
 Tars must not be compressed: their media are, and records are read from any place. Opening reads every header
-once (about 30 microseconds a record) and keeps 4 bytes a record and its packed name, some 3 bytes where names
-count up. A tar that is cut or corrupt has one record more than can be read, with the error; those before stay.
+once (some 20 microseconds a record) and keeps 4 bytes a record and its packed name, some 2 bytes where names count
+up. A tar that is cut or corrupt has one record more than can be read, with the error; those before stay.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class WebDatasetSource:
                 raise DocumentError(f"{where}: the tar has changed since it was listed; start again")
             return Record(index, where, name, self._document(name, found, file, where))
         except DocumentError as e:
-            return Record(index, where, name, error=str(e))
+            cut = f" ({tar.fault})" if tar.fault and at == len(tar.blocks) - 3 else ""  # what it lacks may be lost
+            return Record(index, where, name, error=f"{e}{cut}")
         except TarError as e:
             return Record(index, where, name, error=f"{where}: the tar {e}; did it change? copy it again")
 

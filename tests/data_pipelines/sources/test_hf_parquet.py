@@ -94,13 +94,16 @@ def test_rows_come_in_order_from_any_place(tmp_path):
         (sound(1), None, Modality.SPEECH),
         (sound(1, "MP3"), None, Modality.SPEECH),
         ("a.FLAC", None, Modality.SPEECH),
+        ((None, b"unknown", "x.txt", picture(1)), None, Modality.IMAGE),
         (b"unknown", "Audio", Modality.SPEECH),
         (b"unknown", "Image", Modality.IMAGE),
     ],
 )
 def test_the_kind_of_media_is_stated_or_seen(tmp_path, value, stated, modality):
-    path = write(tmp_path / "x.parquet", {"m": media(value), "text": ["x"]}, stated and {"m": stated})
-    assert records(HFParquetSource(path))[0].document.media()[0].modality == modality
+    values = value if isinstance(value, tuple) else (value,)
+    columns = {"m": media(*values), "text": ["x"] * len(values)}
+    path = write(tmp_path / "x.parquet", columns, stated and {"m": stated})
+    assert records(HFParquetSource(path))[-1].document.media()[0].modality == modality
 
 
 def test_media_given_by_path_are_looked_for_beside_the_file(tmp_path):
@@ -116,9 +119,9 @@ def test_media_given_by_path_are_looked_for_beside_the_file(tmp_path):
 
 
 WRONG_COLUMNS = [
-    ({"image": media(b"x")}, (), "no a string column called text, .*for the text; its columns are image"),
-    ({"caption": ["x"]}, (), "no a struct of bytes and path column for the media.*--columns=media:NAME"),
-    ({"a": media(b"x"), "b": media(b"x"), "text": ["x"]}, (), "2 a struct"),
+    ({"image": media(b"x")}, (), "no column that is a string and called text, .*for the text; its columns are image"),
+    ({"caption": ["x"]}, (), "no column that is a struct of bytes and path for the media.*--columns=media:NAME"),
+    ({"a": media(b"x"), "b": media(b"x"), "text": ["x"]}, (), "more than one column .a, b. that is a struct"),
     ({"a": media(b"x"), "text": ["x"]}, (("text", "words"),), "no column 'words' for the text; .*text .string."),
     ({"a": media(b"x"), "text": ["x"]}, (("media", "text"),), "column 'text' cannot be the media"),
     ({"a": media(b"x"), "text": ["x"]}, (("id", "name"),), "no column 'name' for the id"),
@@ -138,9 +141,9 @@ def test_a_file_with_other_columns_gives_errors_row_by_row(tmp_path):
     write(tmp_path / "b.parquet", {"image": media(picture(1), picture(2)), "label": [1, 2]})
     source = HFParquetSource(tmp_path)
     assert len(source) == 4 and [r.id for r in records(source)] == ["a/0", "a/1", "b/0", "b/1"]
-    assert [f"b.parquet: row {i}: no a string column" in reason for i, reason in enumerate(reasons(source))] == [
-        True
-    ] * 2
+    assert [
+        f"b.parquet: row {i}: no column that is a string" in reason for i, reason in enumerate(reasons(source))
+    ] == [True] * 2
 
 
 BAD = {
@@ -177,8 +180,16 @@ def test_a_cut_file_is_one_record_and_the_others_stay(tmp_path):
         source = HFParquetSource(tmp_path)
         assert list(source.ids()) == ["a/0", "a/1", None, "c/0", "c/1"]
         assert len(reasons(source)) == 1 and "b.parquet: no whole parquet file" in reasons(source)[0]
-    with pytest.raises(BuildError, match="b.parquet: no whole parquet file.*on_error=skip"):
+    with pytest.raises(BuildError, match="(?s)b.parquet: no whole parquet file.*on_error=skip"):
         source_media.build("hf_parquet", tmp_path, tmp_path / "out")
+
+
+def test_a_file_that_changes_or_goes_away_is_an_error_of_its_rows(tmp_path):
+    source = HFParquetSource(captions(tmp_path / "x.parquet", 6))
+    captions(tmp_path / "x.parquet", 6, group=3)
+    assert len(reasons(source)) == 6 and "x.parquet: row 0: the file has changed" in reasons(source)[0]
+    (tmp_path / "x.parquet").unlink()
+    assert len(reasons(source)) == 6 and "cannot be read any more" in reasons(source)[5]
 
 
 def test_a_corrupt_row_group_costs_its_own_rows_only(tmp_path):
@@ -194,6 +205,13 @@ def test_a_corrupt_row_group_costs_its_own_rows_only(tmp_path):
     assert [f"x.parquet: row {2 + i}: row group 1 cannot be read" in r for i, r in enumerate(reasons(source))] == [
         True
     ] * 2
+
+
+def test_a_string_that_is_not_utf8_costs_its_row_only(tmp_path):
+    text = pa.array([b"a", b"\xff", b"c"]).cast(pa.string(), safe=False)
+    source = HFParquetSource(write(tmp_path / "x.parquet", {"m": media(*[picture(i) for i in range(3)]), "text": text}))
+    assert [record.document is None for record in records(source)] == [False, True, False]
+    assert "x.parquet: row 1: a string that is not UTF-8 (byte 0)" in reasons(source)[0]
 
 
 # Many row groups, as huggingface/datasets writes media; or one of many pages: a page is the least that can be read.

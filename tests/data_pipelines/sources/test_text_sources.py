@@ -166,6 +166,14 @@ def test_missing_columns_and_useless_options_are_named(tmp_path):
             open_source(format, tmp_path / "none")
 
 
+def test_a_file_that_goes_away_ends_in_words(tmp_path):
+    path = write_jsonl(tmp_path / "x.jsonl", [{"text": "a"}])
+    source = open_source("text_jsonl", path)
+    path.unlink()
+    with pytest.raises(DocumentError, match="x.jsonl: cannot be read any more"):
+        records(source)
+
+
 def test_digest_follows_the_content(tmp_path):
     for format, (suffix, write) in FORMATS.items():
         path = write(tmp_path / f"x{suffix}", [{"text": "a"}])

@@ -110,9 +110,7 @@ def test_spoken_share_takes_speech_away_and_nothing_else():
     whole, some, none = (make_plan(400, seed=0, spoken_share=share) for share in (1.0, 0.25, 0.0))
     assert whole == make_plan(400, seed=0)
     for split in SPLITS:
-        pictures = [
-            [r for r in plan.records[split] if r["task"] in ("caption", "t2i")] for plan in (whole, some, none)
-        ]
+        pictures = [[r for r in plan.records[split] if r["task"] in ("caption", "t2i")] for plan in (whole, some, none)]
         assert pictures[0] == pictures[1] == pictures[2]
         assert {r["task"] for r in none.records[split]} == {"caption", "t2i", "text"}
         spoken = {r["id"] for r in some.records[split] if r["task"] in ("asr", "tts", "chat_speech", "chat_image")}

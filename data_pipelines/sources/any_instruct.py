@@ -22,7 +22,7 @@ from ar_omni_jax.documents import Document, DocumentError, Part, Turn, default_g
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.sources.base import Record
 from data_pipelines.sources.dialogues import task_of_turns
-from data_pipelines.sources.json_records import JsonRecords, parse_object
+from data_pipelines.sources.json_records import JsonRecords, own_id, parse_object
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 
 NAME = "any_instruct"
@@ -47,7 +47,7 @@ class AnyInstructSource:
     def ids(self) -> Iterator[str | None]:
         for _, where, name, data in self._records.read(0, len(self)):
             try:
-                yield str(parse_object(data, where).get("id", name))
+                yield own_id(name, parse_object(data, where).get("id"))
             except DocumentError:
                 yield None
 
@@ -56,7 +56,7 @@ class AnyInstructSource:
             found = ""
             try:
                 record = parse_object(data, where)
-                found = str(record.get("id", name))
+                found = own_id(name, record.get("id"))
                 yield Record(index, where, found, self._document(record, found, where))
             except DocumentError as e:
                 yield Record(index, where, found, error=str(e))

@@ -122,6 +122,14 @@ def _index(path: Path) -> ArrayIndex | LineIndex:
     return ArrayIndex(path) if head.lstrip()[:1] == b"[" else LineIndex(path)
 
 
+def own_id(name: str, own: Any) -> str:
+    """FILE/OWN of a record called `name` (FILE/PLACE) with an id of its own; `name` where that is missing or empty.
+
+    Ids often begin anew in each file of a corpus; in one file an equal id is a duplicate.
+    """
+    return name if own is None or own == "" else f"{name.rpartition('/')[0]}/{own}"
+
+
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
     """One record's JSON -> dict; DocumentError naming `where` for bad UTF-8, bad JSON or no object."""
     try:

@@ -21,7 +21,7 @@ import numpy as np
 from ar_omni_jax.documents import DocumentError, TokenDocument
 from ar_omni_jax.vocabulary import Modality, chameleon_vocabulary
 from data_pipelines.sources.base import Record
-from data_pipelines.sources.json_records import JsonRecords, parse_object
+from data_pipelines.sources.json_records import JsonRecords, own_id, parse_object
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 from data_pipelines.token_documents import token_document, token_ids
 
@@ -115,6 +115,6 @@ class ReferenceJsonlSource:
 
 
 def _id(record: dict[str, Any], name: str) -> str:
-    """The task and the record's id, since one pair may serve two tasks; without an id its file and line."""
+    """FILE/TASK:ID, since one pair may serve two tasks; without an id FILE/LINE."""
     own = record.get("id")
-    return name if own is None or own == "" else f"{record.get('task')}:{own}"
+    return own_id(name, None if own is None or own == "" else f"{record.get('task')}:{own}")

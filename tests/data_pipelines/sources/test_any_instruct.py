@@ -67,15 +67,15 @@ def test_dialogues_become_shards_with_the_media_s_own_tokens(tmp_path, tokenizer
     info = corpus.build("any_instruct", write_lines(tmp_path / "all.jsonl", records), tmp_path / "out", tokenizers)
     documents = {d.id: d for d in read_documents(tmp_path / "out", "train", tokenizers.vocabulary)}
     assert {name: (d.task, d.group) for name, d in documents.items()} == {
-        "spoken": ("chat", "speech"),
-        "7": ("chat_image", "speech"),
+        "all.jsonl/spoken": ("chat", "speech"),
+        "all.jsonl/7": ("chat_image", "speech"),
         "all.jsonl/3": ("chat", "text"),
     }
     assert info.splits["train"]["documents"] == 3
     speech, image = Modality.SPEECH, Modality.IMAGE
     media = {
-        "spoken": [(speech, "a.wav"), (speech, "b.flac"), (speech, "c.mp3")],
-        "7": [(speech, "d.ogg"), (image, "x.png"), (image, "y.jpg"), (image, "z.webp")],
+        "all.jsonl/spoken": [(speech, "a.wav"), (speech, "b.flac"), (speech, "c.mp3")],
+        "all.jsonl/7": [(speech, "d.ogg"), (image, "x.png"), (image, "y.jpg"), (image, "z.webp")],
         "all.jsonl/3": [],
     }
     for name, expected in media.items():
@@ -100,10 +100,10 @@ def test_an_array_is_the_same_as_lines(indent, tmp_path):
     records = conversations(tmp_path)
     lines = open_source("any_instruct", write_lines(tmp_path / "a.jsonl", records))
     array = open_source("any_instruct", write_array(tmp_path / "b.json", records, indent))
-    assert len(array) == 3 and list(array.ids()) == ["spoken", "7", "b.json/3"]
+    assert len(array) == 3 and list(array.ids()) == ["b.json/spoken", "b.json/7", "b.json/3"]
     for one, other in zip(lines.read(0, 3), array.read(0, 3), strict=True):
         assert one.document.turns == other.document.turns
-    assert [r.id for r in array.read(1, 9)] == ["7", "b.json/3"]
+    assert [r.id for r in array.read(1, 9)] == ["b.json/7", "b.json/3"]
     assert next(array.read(1, 2)).where.endswith("b.json: record 2")
 
 
@@ -112,11 +112,11 @@ def test_a_folder_of_files(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     write_array(folder / "b.json", records[:2])
-    write_lines(folder / "a.jsonl", records[1:])
+    write_lines(folder / "a.jsonl", [*records[1:], records[1], records[0] | {"id": None}])
     source = open_source("any_instruct", folder)
-    assert list(source.ids()) == ["7", "a.jsonl/2", "spoken", "7"]
-    assert [r.index for r in source.read(1, 4)] == [1, 2, 3] and duplicates(source) == {3: 0}
-    assert [r.id for r in source.read(1, 4)] == ["a.jsonl/2", "spoken", "7"]
+    names = ["a.jsonl/7", "a.jsonl/2", "a.jsonl/7", "a.jsonl/4", "b.json/spoken", "b.json/7"]
+    assert list(source.ids()) == names and duplicates(source) == {2: 0}  # ids begin anew in each file
+    assert [(r.index, r.id) for r in source.read(1, 9)] == list(enumerate(names))[1:]
 
 
 GOOD = [says("user", "a"), says("assistant", "b")]

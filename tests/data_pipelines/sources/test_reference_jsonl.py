@@ -39,7 +39,7 @@ def test_every_task_comes_through_as_it_is(tmp_path):
     assert [d.group for d in documents] == ["image", "speech", "image", "speech", "image", "speech", "text"]
     for document, record, start in zip(documents, records, starts, strict=True):
         assert document.tokens.tolist() == record["discrete_code"]
-        assert document.id == f"{record['task']}:a1" and document.source == "reference_jsonl"
+        assert document.id == f"s/{record['task']}:a1" and document.source == "reference_jsonl"
         roles = np.concatenate([np.full(s.end - s.start, s.role) for s in document.spans])
         assert roles.tolist() == [Role.PROMPT] * start + [Role.RESPONSE] * (len(roles) - start)
         for span in document.spans:

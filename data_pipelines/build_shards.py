@@ -26,7 +26,7 @@ from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.templates import TEMPLATE_SETS, template_set
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
-from ar_omni_jax.vocabulary import VocabularyError
+from ar_omni_jax.vocabulary import VocabularyError, chameleon_vocabulary
 from data_pipelines.augment import AUGMENT_FLAGS, Augmenter, add_flags, parse_augmenter
 from data_pipelines.dataset_info import FILE_NAME, MAX_LISTED, Counts, DatasetInfo, read_info, write_info
 from data_pipelines.progress import Progress
@@ -40,7 +40,7 @@ from data_pipelines.shard_builder import (
     build_shard,
     read_account,
 )
-from data_pipelines.sources import SOURCES, open_source
+from data_pipelines.sources import SOURCES, is_tokenized, open_source
 from data_pipelines.sources.base import Source, duplicates
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions, parse_options
 
@@ -111,12 +111,7 @@ def build(
     job = _plan(source, named, Path(output), tokenizers, split, template, records_per_shard, augmenter)
     budget = ErrorBudget(on_error, error_budget, len(job.source))
     mine = range(worker_index, job.shards, worker_count)
-    accounts = {index: read_account(job, index) for index in range(job.shards)}
-    for account in accounts.values():
-        for skipped in account.skipped if account is not None else ():
-            budget.skip(skipped)
-    todo = [index for index in mine if accounts[index] is None]
-    _remove_stale(job, todo)
+    todo = _unfinished(job, mine, budget)
     total = sum(min(job.per_shard, len(job.source) - i * job.per_shard) for i in todo)
     with (
         Progress(total, quiet) as progress,
@@ -144,7 +139,7 @@ def _source(name, path, options, augmenter) -> tuple[Source, dict[str, Any]]:
 
 def _plan(source, named, output, tokenizers, split, template, per_shard, augmenter) -> Job:
     """`named`: what `_source` says of the source."""
-    template = template_set(template).name
+    template = template_set(getattr(source, "template", template)).name  # what is tokenized already was written in one
     build = named | {
         "schema_version": SCHEMA_VERSION,
         "records": len(source),
@@ -160,12 +155,19 @@ def _plan(source, named, output, tokenizers, split, template, per_shard, augment
     return job
 
 
-def _remove_stale(job: Job, todo: list[int]) -> None:
-    """Temporary files of killed writers of the shards that this worker makes."""
+def _unfinished(job: Job, mine: range, budget: ErrorBudget) -> list[int]:
+    """This worker's shards that are still to be made, cleared of the temporary files of killed writers. What finished
+    shards skipped, whoever made them, counts in the budget."""
+    accounts = {index: read_account(job, index) for index in range(job.shards)}
+    for account in accounts.values():
+        for skipped in account.skipped if account is not None else ():
+            budget.skip(skipped)
+    todo = [index for index in mine if accounts[index] is None]
     for index in todo:
         for path in (job.shard(index), job.account(index)):
             for stale in path.parent.glob(f".{path.name}.*.tmp"):
                 stale.unlink(missing_ok=True)
+    return todo
 
 
 # -- dataset.json --------------------------------------------------------------------------------------------
@@ -242,6 +244,13 @@ def _add_source_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_argument("--source_seed", type=int, default=0, help="decides tasks, instructions and dropped prompts")
 
 
+def _tokenizers(name: str, source: str) -> Tokenizers:
+    """By built-in name or folder; for a tokenized source without weights, "chameleon" being the layout alone."""
+    if not is_tokenized(source):
+        return load_tokenizers(name)
+    return Tokenizers(chameleon_vocabulary(), {}, {}) if name == "chameleon" else load_tokenizers(name, need=())
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="manifest", choices=sorted(SOURCES), help="format of the input")
@@ -265,7 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         options = parse_options(**named, seed=args.pop("source_seed"))
         augmenter = parse_augmenter(heard)
-        tokenizers = load_tokenizers(args.pop("tokenizers"))
+        tokenizers = _tokenizers(args.pop("tokenizers"), source)
         build(source, path, output, tokenizers, options=options, augmenter=augmenter, **args)
     except (BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError) as e:
         sys.exit(f"build_shards: {e}")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ar_omni_jax.documents import Document, DocumentError
+from ar_omni_jax.documents import Document, DocumentError, TokenDocument
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +24,15 @@ class Record:
     index: int
     where: str
     id: str
-    document: Document | None = None
+    document: Document | TokenDocument | None = None
     error: str = ""
 
 
 class Source(Protocol):
     """Records 0 .. len - 1 in an order that never changes. A record that cannot be read is a Record with an error.
 
-    digest: changes when the listing changes (media files are not part of it).
+    digest: changes when the listing changes (media files are not part of it). A source of documents that are
+    tokenized already has `layout`, the JointVocabulary of their ids, and `template`, the set they are written in.
     """
 
     digest: str

@@ -90,6 +90,7 @@ _DATA = {
     "mixture.speech": Key(2.0, "share of speech-text rows", 0.0),
     "stop": Key("repeat", "when the data ends", choices=("first_exhausted", "all_exhausted", "repeat")),
     "response_text_weight": Key(2.0, "loss weight of the text response of ASR and captioning", 0.0),
+    "response_image_weight": Key(1.0, "loss weight of the picture that a text or speech asks for", 0.0),
     "response_only": Key(False, "only responses count (instruction tuning)"),
     "tokenizers": Key("toyworld", "name or folder of the tokenizers, or chameleon: that vocabulary alone"),
     "template": Key("paper", "prompt templates", choices=("paper", "released")),

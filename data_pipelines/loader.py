@@ -243,7 +243,8 @@ def make_loader(
 
     Args:
       data: path, and optionally length (checked), mixture (weight by group, default 0.5 : 1 : 2), stop (of
-        `mixture.STOPS`, default first_exhausted), response_text_weight (2), response_only (False), workers (0).
+        `mixture.STOPS`, default first_exhausted), response_text_weight (2), response_image_weight (1), response_only (False),
+        workers (0).
       one_pass: every row once in a fixed order, all groups, the last batch filled with rows of weight 0. Default:
         for every split but "train". Otherwise the shuffled mixture, in whole batches.
       vocabulary_fingerprint: of the model; VocabularyError naming both when the data's is another.
@@ -267,6 +268,10 @@ def make_loader(
     source = PackedSource(data["path"], split, info)
     passes = one_pass if one_pass is not None else split != "train"
     order, steps = _order(source, data, seed, global_batch, passes)
-    table = weight_table(data.get("response_text_weight", 2.0), data.get("response_only", False))
+    table = weight_table(
+        data.get("response_text_weight", 2.0),
+        data.get("response_only", False),
+        data.get("response_image_weight", 1.0),
+    )
     reader = _BatchReader(source, order, global_batch, process_index, process_count, table)
     return Loader(reader, steps, start_step, data.get("workers", 0) if workers is None else workers, threads)

@@ -135,6 +135,19 @@ def test_weight_table():
     assert table.shape == (256,) and table.dtype == np.float32 and table.sum() == 258
     with pytest.raises(ValueError, match="negative"):
         weight_table(-1)
+    with pytest.raises(ValueError, match="response_image_weight = -2 is negative"):
+        weight_table(response_image_weight=-2)
+
+
+def test_pictures_that_answer_can_weigh_more():
+    plain, table = weight_table(), weight_table(response_image_weight=4.0)
+    raised = {
+        int(token_class(task_index(task), Role.RESPONSE, Modality.IMAGE))
+        for task in ("t2i", "speech_to_image", "chat_image")
+    }
+    changed = set(np.flatnonzero(table != plain).tolist())
+    assert changed == raised and all(table[list(raised)] == 4.0)
+    assert (weight_table(response_image_weight=4.0, response_only=True)[list(raised)] == 4.0).all()
 
 
 def golden_documents():

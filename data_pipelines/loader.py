@@ -243,8 +243,8 @@ def make_loader(
 
     Args:
       data: path, and optionally length (checked), mixture (weight by group, default 0.5 : 1 : 2), stop (of
-        `mixture.STOPS`, default first_exhausted), response_text_weight (2), response_image_weight (1), response_only (False),
-        workers (0).
+        `mixture.STOPS`, default first_exhausted), response_text_weight (2), response_image_weight (1),
+        response_only (False), workers (0).
       one_pass: every row once in a fixed order, all groups, the last batch filled with rows of weight 0. Default:
         for every split but "train". Otherwise the shuffled mixture, in whole batches.
       vocabulary_fingerprint: of the model; VocabularyError naming both when the data's is another.

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from ar_omni_jax.decoding.grammar import END, class_table
 from ar_omni_jax.decoding.placement import place_rows, place_weights
 from ar_omni_jax.decoding.request import Event, GenerationError, Plan, Request, plan
-from ar_omni_jax.decoding.rows import Settings, empty_rows, programs
+from ar_omni_jax.decoding.rows import LOST, Settings, empty_rows, programs
 from ar_omni_jax.model.decode_weights import make_decode_weights
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.vocabulary import JointVocabulary
@@ -31,22 +31,27 @@ __all__ = ["Engine", "Event", "GenerationError", "Request"]
 
 SMALLEST_BUCKET = 16
 IDLE = 0.002  # seconds between two questions for requests when there is nothing else to do
+LOST_WHY = (
+    "the model's logits for it are no numbers; its weights are damaged, or too large for their type (try "
+    'weights="float32"), or guidance or a strategy is too strong'
+)
 NO_TOKENS = np.zeros(0, np.int32)
 
 
 @dataclasses.dataclass
 class _Answer:
-    """One request under way: its row first, then its branches' rows; how many tokens were told."""
+    """One request under way: what errors call it; its row first, then its branches' rows; how many tokens were told."""
 
     index: int
+    name: str
     slots: list[int]
     told: int = 0
-    stopped: bool = False
 
 
 @dataclasses.dataclass
 class _Waiting:
     index: int
+    name: str
     plan: Plan
 
 
@@ -81,14 +86,18 @@ class Engine:
         if rows < 1 or chunk < 1:
             raise GenerationError(f"Engine(rows={rows}, chunk={chunk}): both must be positive")
         self.vocabulary, self.chunk, self.rows = vocabulary, int(chunk), int(rows)
+        if capacity is not None and capacity < 1:
+            raise GenerationError(f"Engine(capacity={capacity}): must be positive, or None for the model's max_length")
         self.capacity = min(capacity or model.config.max_length, model.config.max_length)
         made, self.config = make_decode_weights(model, weights, sharded=mesh is not None)
         self._weights = place_weights(made, self.config, weights == "int8", mesh)
         empty = empty_rows(self.config, class_table(vocabulary), rows, self.capacity)
         self._state, shardings = place_rows(empty, mesh)
-        self._read_prompt, self._make_tokens = programs(shardings)
+        self._read_prompt, self._make_tokens, self._clear_row = programs(shardings)
         self._answers: dict[int, _Answer] = {}  # by the slot of the answer's own row
         self._free = list(range(rows))
+        self._stopped: set[int] = set()  # requests of this stream that are no longer wanted
+        self._unclean: set[int] = set()  # slots whose last request was broken off, or lost: they may hold anything
         self._streaming = False
 
     def generate(self, requests: Sequence[Request]) -> list[np.ndarray | GenerationError]:
@@ -103,11 +112,9 @@ class Engine:
         return [errors.get(i) or np.concatenate(p) for i, p in enumerate(parts)]
 
     def stop(self, index: int) -> None:
-        """Ends request `index` of the running stream: its next event is its last, with an error. Unknown or
-        finished requests are left as they are."""
-        for answer in self._answers.values():
-            if answer.index == index:
-                answer.stopped = True
+        """Ends request `index` of the running stream: its next event is its last, with an error. One that waits for
+        a row never gets one; finished requests are left as they are."""
+        self._stopped.add(index)
 
     def stream(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         """Events of all requests, in the order they happen; closing the iterator ends all of them.
@@ -119,10 +126,12 @@ class Engine:
         if self._streaming:
             raise GenerationError("this engine is streaming already; close that stream, or make another engine")
         self._streaming = True
+        self._stopped.clear()
         try:
             yield from self._rounds(_Source(requests, self.vocabulary, self.capacity, self.rows))
         finally:
             self._streaming = False
+            self._unclean.update(slot for answer in self._answers.values() for slot in answer.slots)
             self._answers.clear()
             self._free = list(range(self.rows))
 
@@ -144,7 +153,7 @@ class Engine:
         """Starts a chunk; returns what `_tell` needs once it has run."""
         keep = np.zeros(self.rows, bool)
         keep[list(self._answers)] = True
-        self._state, out, made, ended = self._make_tokens(
+        self._state, out, made, states = self._make_tokens(
             self._weights,
             self._state,
             keep,
@@ -153,16 +162,20 @@ class Engine:
             config=self.config,
             width=self.chunk,
         )
-        return dict(self._answers), out, made, ended
+        return dict(self._answers), out, made, states
 
-    def _tell(self, answers: dict[int, _Answer], out, made, ended) -> Iterator[Event]:
-        out, made, ended = np.asarray(out), np.asarray(made), np.asarray(ended)
+    def _tell(self, answers: dict[int, _Answer], out, made, states) -> Iterator[Event]:
+        out, made, states = np.asarray(out), np.asarray(made), np.asarray(states)
         for slot, answer in answers.items():
             if self._answers.get(slot) is not answer:
                 continue  # finished or stopped since
+            if states[slot] == LOST:
+                self._release(slot, clean=False)
+                yield _refusal(answer, LOST_WHY)
+                continue
             fresh = int(made[slot]) - answer.told
             answer.told = int(made[slot])
-            done = bool(ended[slot])
+            done = bool(states[slot] == END)
             if done:
                 self._release(slot)
             if fresh or done:
@@ -170,13 +183,15 @@ class Engine:
 
     def _stop_marked(self) -> Iterator[Event]:
         for slot, answer in list(self._answers.items()):
-            if answer.stopped:
-                self._release(slot)
-                error = GenerationError(f"request {answer.index}: stopped after {answer.told} tokens")
-                yield Event(answer.index, NO_TOKENS, True, error)
+            if answer.index in self._stopped:
+                self._release(slot, clean=False)
+                yield _refusal(answer, f"stopped after {answer.told} tokens")
 
-    def _release(self, slot: int) -> None:
-        self._free = sorted(self._free + self._answers.pop(slot).slots)
+    def _release(self, slot: int, *, clean: bool = True) -> None:
+        slots = self._answers.pop(slot).slots
+        self._free = sorted(self._free + slots)
+        if not clean:
+            self._unclean.update(slots)
 
     def _admit(self, source: _Source) -> Iterator[Event]:
         """Fills free rows with waiting requests; returns whether there were any."""
@@ -188,6 +203,10 @@ class Engine:
                     yield refused
                     continue
             wanted = source.waiting
+            if wanted is not None and wanted.index in self._stopped:
+                source.waiting = None
+                yield _refusal(wanted, "stopped before it began")
+                continue
             if wanted is None or len(wanted.plan.branches) + 1 > len(self._free):
                 if wanted is None and source.more and not self._answers:
                     time.sleep(IDLE)
@@ -196,7 +215,7 @@ class Engine:
             needed = len(wanted.plan.branches) + 1
             slots, self._free = self._free[:needed], self._free[needed:]
             self._fill(wanted.plan, slots)
-            self._answers[slots[0]] = _Answer(wanted.index, slots)
+            self._answers[slots[0]] = _Answer(wanted.index, wanted.name, slots)
             new = True
 
     def _fill(self, plan: Plan, slots: list[int]) -> None:
@@ -214,6 +233,9 @@ class Engine:
                 base=np.int32(length),
                 restarts=np.bool_(number == 1),
             )
+            if slot in self._unclean:
+                self._state = self._clear_row(self._state, np.int32(slot))
+                self._unclean.remove(slot)
             padded = np.zeros(_bucket(length, self.capacity), np.int32)
             padded[:length] = ids
             start, left = (plan.start, plan.left) if number == 0 else (END, 0)
@@ -229,6 +251,11 @@ class Engine:
                 np.int32(left),
                 config=self.config,
             )
+
+
+def _refusal(request: _Answer | _Waiting, why: str) -> Event:
+    """The last event of a request that gets no (more) answer."""
+    return Event(request.index, NO_TOKENS, True, GenerationError(f"{request.name}: {why}"))
 
 
 class _Source:
@@ -266,7 +293,7 @@ class _Source:
                 wrapped.__cause__ = error
                 error = wrapped
             return Event(index, NO_TOKENS, True, error)
-        self.waiting = _Waiting(index, made)
+        self.waiting = _Waiting(index, name, made)
         return None
 
 

@@ -22,12 +22,12 @@ from ar_omni_jax.decoding.request import Plan, plan
 from ar_omni_jax.decoding.strategy import StrategyError
 from ar_omni_jax.documents import Document, DocumentError
 from ar_omni_jax.history import fit_history
-from ar_omni_jax.inference import Answer, encode_read, read_media
+from ar_omni_jax.inference import Answer, Media, encode_read, read_media
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.speech.streaming import StreamError
 from ar_omni_jax.tokenizers.text import TokenizerError
-from ar_omni_jax.vocabulary import VocabularyError
+from ar_omni_jax.vocabulary import Modality, VocabularyError
 
 # What a person can mend when a checkpoint answers: commands tell it in one line. Anything else is a fault of the
 # program and keeps its traceback.
@@ -184,7 +184,8 @@ class Predictor:
             yield from self._run(self._engine_for([run.plan for run in running]), running, budgets)
 
     def stop(self, index: int) -> None:
-        """Ends document `index` of the running stream: its last piece is then an error. The others go on."""
+        """Ends document `index` of the running stream, whether its answer has begun or not: its last piece is then an
+        error. The others go on."""
         if self._engine is not None and index in self._places:
             self._engine.stop(self._places[index])
 
@@ -196,19 +197,30 @@ class Predictor:
             try:
                 asked[i] = templates.without_answer(document)
                 templates.render(asked[i], self.template)  # turns that do not fit the task, before anything is read
-                media[i] = read_media(asked[i], self.tokenizers, root)
+                media[i] = self._that_fit(asked[i], read_media(asked[i], self.tokenizers, root))
             except FOR_PEOPLE as error:
                 out[i] = error
         for i, codes in zip(media, encode_read(list(media.values()), self.tokenizers), strict=True):
             try:
                 prompt, note = self._prompt(asked[i], codes, options)
-                request = Request(prompt=prompt, task=asked[i].task, seed=seeds[i], **options)
+                request = Request(prompt=prompt, task=asked[i].task, seed=seeds[i], id=asked[i].id, **options)
                 longest = self.model.config.max_length
                 checked = plan(request, f"document {asked[i].id!r}", self.tokenizers.vocabulary, longest)
                 out[i] = request, checked, note
             except FOR_PEOPLE as error:
                 out[i] = error
         return out
+
+    def _that_fit(self, document: Document, media: Media) -> Media:
+        """`media`, unless a sound is longer than the whole context: that is known before it is encoded."""
+        for modality, samples in media:
+            longest = self.model.config.max_length
+            if modality == Modality.SPEECH and len(samples) > longest * self.tokenizers.speech.hop_length:
+                raise DocumentError(
+                    f"document {document.id!r}: {len(samples) / self.sample_rate:.1f} s of speech are more tokens than "
+                    f"the {longest} of the model's context; cut it"
+                )
+        return media
 
     def _prompt(self, document: Document, codes: list, options: Mapping) -> tuple[np.ndarray, str]:
         """Prompt of a document whose history fits, and what was dropped to that end."""

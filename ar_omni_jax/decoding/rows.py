@@ -251,11 +251,12 @@ def _mixed(logits_BV, settings: Settings, picking: Picking, guided_B):
 
 
 @functools.cache
-def programs(shardings: tuple | None = None):
+def programs(shardings: tuple | None = None, single_thread: bool = False):
     """(read_prompt, make_tokens, clear_row), compiled once for each set of shapes.
 
     Args:
       shardings: on a mesh, (structure, leaves) of the rows' shardings, which the results keep; None without one.
+      single_thread: `make_tokens` for one core of a CPU.
     """
     places = shardings and jax.tree.unflatten(*shardings)
     options = {"donate_argnames": ("rows",)}
@@ -265,6 +266,7 @@ def programs(shardings: tuple | None = None):
             make_tokens,
             static_argnames=("config", "width"),
             out_shardings=places and (places, None, None, None),
+            compiler_options={"xla_cpu_multi_thread_eigen": False} if single_thread else None,
             **options,
         ),
         jax.jit(clear_row, out_shardings=places, **options),

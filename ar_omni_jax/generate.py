@@ -104,13 +104,15 @@ def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_speech", type=int, help="largest number of codes of a speech part (40 a second)")
     add("--max_new_tokens", type=int, help="largest number of tokens of an answer")
     add("--chunk", type=int, help="tokens between two looks at an answer (default: 4 with --stream, 16 without)")
+    add("--rows", type=int, help="answers made together, at least (default: as many as are asked)")
+    add("--capacity", type=int, help="tokens that each has room for, at least (default: as many as they need)")
     add("--lookahead", type=int, help="codes that a streamed sample waits for, for speech codecs that are not causal")
 
 
 def _check_request(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Ends with a usage error unless the flags belong together."""
     given = {name for name in ("text", "image", "speech") if getattr(options, name) is not None}
-    for name in ("max_text", "max_speech", "max_new_tokens", "chunk", "lookahead"):
+    for name in ("max_text", "max_speech", "max_new_tokens", "chunk", "rows", "capacity", "lookahead"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name}={getattr(options, name)} must be at least 1")
     if options.remember and options.history is None:
@@ -208,6 +210,7 @@ def describe(ask: Ask, options: argparse.Namespace, predictor: Predictor) -> dic
         "checkpoint": str(options.checkpoint),
         "step": predictor.step,
         "weights": predictor.weights or str(predictor.model.config.dtype),
+        "engine": predictor.engine_size,
     }
 
 
@@ -215,7 +218,8 @@ def answer(options: argparse.Namespace) -> int:
     """Asks, writes, prints; returns the exit code."""
     asks = requests(options)
     chunk = options.chunk or (4 if options.stream else 16)
-    predictor = Predictor.load(options.checkpoint, options.step, weights=options.weights, chunk=chunk)
+    sizes = {"chunk": chunk, "rows": options.rows, "capacity": options.capacity}
+    predictor = Predictor.load(options.checkpoint, options.step, weights=options.weights, **sizes)
     files = AnswerFiles(options.output, [ask.name for ask in asks], live=options.stream, predictor=predictor)
     good = [i for i, ask in enumerate(asks) if isinstance(ask.document, Document)]
     for i in sorted(set(range(len(asks))) - set(good)):

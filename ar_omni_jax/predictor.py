@@ -63,8 +63,10 @@ class Predictor:
     """Answers documents. `root` resolves relative media paths; `step` is the checkpoint's training step.
 
     weights: type of the weights while decoding ("float32", "bfloat16", "int8"; None: the model's compute dtype).
-    rows: requests that are decoded together (None: as many as are asked, at most MOST_ROWS). chunk: tokens between
-    two looks at them. Tokenizers of modalities that no request needs are never loaded.
+    rows: requests that are decoded together, at least (None: as many as are asked, at most MOST_ROWS). capacity: tokens
+    that each has room for, at least (None: as many as they need). Products of other sizes round otherwise, so an answer
+    is the same to the bit, whatever is asked with it, where both are given and large enough. chunk: tokens between two
+    looks. Tokenizers of modalities that no request needs are never loaded.
     """
 
     model: Transformer
@@ -74,6 +76,7 @@ class Predictor:
     root: Path = Path(".")
     weights: str | None = None
     rows: int | None = None
+    capacity: int | None = None
     chunk: int = 16
     _engine: Engine | None = dataclasses.field(default=None, init=False, repr=False)
     _places: dict[int, int] = dataclasses.field(default_factory=dict, init=False, repr=False)  # document -> request
@@ -100,12 +103,19 @@ class Predictor:
         """Samples a second of generated speech."""
         return self.tokenizers.speech.sample_rate
 
+    @property
+    def engine_size(self) -> dict[str, int]:
+        """`rows` and `capacity` of the engine at work; nothing before the first request."""
+        return {} if self._engine is None else {"rows": self._engine.rows, "capacity": self._engine.capacity}
+
     def _engine_for(self, plans: Sequence[Plan]) -> Engine:
         """An engine with rows for these requests and guidance branches, and a cache as long as they need; made at
         first use, and anew when it is too small (every step reads the whole length, so it is not made too long)."""
         each = [1 + len(p.branches) for p in plans]
         rows = max(self.rows or min(MOST_ROWS, _power_of_two(sum(each))), max(each))
-        longest = max(max(len(p.prompt), *map(len, p.branches), 0) + p.left for p in plans)
+        needed = max(max(len(p.prompt), *map(len, p.branches), 0) + p.left for p in plans)
+        longest = max(SHORTEST_CACHE, _power_of_two(needed), self.capacity or 0)
+        longest = min(longest, self.model.config.max_length)
         if self._engine is None or self._engine.rows < rows or self._engine.capacity < longest:
             if self._engine is not None:
                 rows, longest = max(rows, self._engine.rows), max(longest, self._engine.capacity)
@@ -114,7 +124,7 @@ class Predictor:
                 self.model,
                 self.tokenizers.vocabulary,
                 rows=rows,
-                capacity=max(SHORTEST_CACHE, _power_of_two(longest)),
+                capacity=longest,
                 chunk=self.chunk,
                 weights=self.weights,
             )

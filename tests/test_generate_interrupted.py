@@ -10,6 +10,7 @@ import soundfile
 from PIL import Image
 
 from ar_omni_jax import generate
+from ar_omni_jax.decoding.strategy import Strategy
 from ar_omni_jax.history import read_history, write_history
 from ar_omni_jax.inference import user_document
 from ar_omni_jax.predictor import Predictor
@@ -145,6 +146,42 @@ def test_a_history_may_hold_any_character(tmp_path):
     document = user_document("chat", text=text)
     write_history(tmp_path / "talk.jsonl", [*document.turns, *document.turns])
     assert [turn.parts[0].value for turn in read_history(tmp_path / "talk.jsonl")] == [text, text]
+
+
+# -- the same answer again -------------------------------------------------------------------------------------
+def test_an_engine_of_given_size_serves_one_request_and_many(tmp_path, monkeypatch):
+    """Then every product has the same shape, whatever is asked: in bfloat16, where other shapes round otherwise by
+    whole percents, an answer alone is the answer among others."""
+    free, fixed = (make_predictor(weights="bfloat16", **sizes) for sizes in ({}, {"rows": 4, "capacity": 200}))
+    hot = {kind: Strategy(temperature=1.5) for kind in ("text", "speech", "image")}
+    documents = [tts(), user_document("chat", text="hello"), tts("a blue cross"), user_document("text", text="a red")]
+    options = {"budgets": BUDGETS, "strategies": hot}
+    engines, sizes, answers = set(), [], []
+    for chosen in ([0], [0, 1, 2, 3], [3, 1], [2]):
+        made = fixed.respond([documents[i] for i in chosen], seeds=chosen, **options)
+        answers += [(i, answer.tokens.tobytes()) for i, answer in zip(chosen, made, strict=True)]
+        engines.add(id(fixed._engine))
+        free.respond([documents[i] for i in chosen], seeds=chosen, **options)
+        sizes.append(free.engine_size)
+    assert len(engines) == 1 and fixed.engine_size == {"rows": 4, "capacity": 256}
+    assert len(set(answers)) == 4  # each document has one answer
+    assert sizes[0]["rows"] == 1 and sizes[1]["rows"] == 4  # by itself it takes what it needs
+
+
+def test_the_record_has_the_size_that_makes_the_answer_again(monkeypatch, tmp_path):
+    made = []
+
+    def load(cls, checkpoint, step=None, **options):
+        made.append(make_predictor(**options))
+        return made[-1]
+
+    monkeypatch.setattr(Predictor, "load", classmethod(load))
+    common = ["--checkpoint=x", f"--output={tmp_path}", "--task=tts", "--text=a red circle", "--max_speech=12"]
+    assert generate.main([*common, "--rows=3", "--capacity=300", "--name=one"]) == 0
+    record = json.loads((tmp_path / "one.json").read_text())
+    assert record["engine"] == {"rows": 3, "capacity": 256}  # the model holds no more
+    assert generate.main([*common, "--name=two"]) == 0
+    assert json.loads((tmp_path / "two.json").read_text())["engine"] == {"rows": 1, "capacity": 256}
 
 
 def test_arrays_of_other_libraries_are_arrays(predictor):

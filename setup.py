@@ -27,15 +27,19 @@ CORE = [
     "jinja2",
 ]
 EXTRAS = {
+    # Corpora in parquet.
+    "data": ["pyarrow>=18"],
     # The toy world's speech (espeak-ng as a wheel) and its independent judge.
     "demo": ["espeakng-loader>=0.2.4", "pocketsphinx>=5.0.4"],
     "torch": ["torch>=2.4", "transformers>=4.43", "tokenizers"],
-    "tfds": ["tensorflow-datasets>=4.9.9", "tensorflow-cpu"],
+    # TFDS 4.9.10 imports importlib_resources without asking for it.
+    "tfds": ["tensorflow-datasets>=4.9.9", "tensorflow-cpu", "importlib_resources"],
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
 }
 EXTRAS["test"] = [
     *EXTRAS["demo"],
+    *EXTRAS["data"],
     # One release with a CPU build for Python 3.11; the independent reference that numerics are held against.
     "torch==2.13.0; python_version == '3.11'",
     "torch; python_version > '3.11'",

@@ -77,7 +77,10 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Raw: turns of text, image and speech parts, a task of TASKS, a mixture group of GROUPS, and a name."""
+    """Raw: turns of text, image and speech parts, a task of TASKS, a mixture group of GROUPS, and a name.
+
+    prompt_dropped: the prompts' text is not rendered, for classifier-free guidance.
+    """
 
     id: str
     task: str
@@ -85,6 +88,7 @@ class Document:
     turns: tuple[Turn, ...]
     source: str = ""
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prompt_dropped: bool = False
 
     def media(self) -> list[Part]:
         """Image and speech parts in stream order: the order in which `templates.render` wants their codes."""

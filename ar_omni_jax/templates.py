@@ -17,6 +17,9 @@ only text: chat_speech, speech: none), and that of an open last round from the d
 A user's own text. One-shot tasks with text as content (t2i, tts) take the last text part as content; a text
 before it replaces the instruction. In the other one-shot tasks a text part replaces the instruction. In chats the
 user's text stands as given, and no instruction is added. The task "chat" never adds one.
+
+A dropped prompt (`Document.prompt_dropped`). Of each round's prompt `<bos>` and the media alone remain: what the
+poorer branches of classifier-free guidance read.
 """
 
 from __future__ import annotations
@@ -230,8 +233,11 @@ class _Renderer:
             task = _answered_form(task, answer)
         form = self.template.forms[task]
         asked = self._one_shot(user, form) if form.user else self._chat(user, form)
-        out = [self._text(self.template.user_label, Role.PROMPT), *asked, _marker("eoh", Role.PROMPT)]
-        out.append(self._text(form.assistant, Role.PROMPT))
+        if self.document.prompt_dropped:
+            out = [segment for segment in asked if segment.modality != Modality.TEXT]
+        else:
+            out = [self._text(self.template.user_label, Role.PROMPT), *asked, _marker("eoh", Role.PROMPT)]
+            out.append(self._text(form.assistant, Role.PROMPT))
         if answer is None:
             return out
         kinds = tuple(part.modality for part in answer.parts)

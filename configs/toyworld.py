@@ -24,7 +24,7 @@ def get_config(arg: str = ""):
     config.data.update(length=512, batch_size=4)
     # Pictures follow the text only after some ten thousand different pairs, which are short and cheap to make; words
     # need far less than half of the default mixture's share.
-    config.data.mixture.update(text=0.25, image=1.0, speech=1.0)
+    config.data.mixture.update(text=0.2, image=0.9, speech=1.1)
     config.loss.update(perceptual_weight=0.01, z_loss=1e-5)
     config.optimizer.update(peak_lr=3e-3, muon_lr=0.02, b2=0.98, weight_decay=0.05)
     config.train.update(steps=3600, log_every=20, eval_every=360, eval_batches=16, checkpoint_every=360)

@@ -26,7 +26,8 @@ from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.templates import TEMPLATE_SETS, template_set
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
-from ar_omni_jax.vocabulary import VocabularyError
+from ar_omni_jax.vocabulary import VocabularyError, chameleon_vocabulary
+from data_pipelines.augment import AUGMENT_FLAGS, Augmenter, add_flags, parse_augmenter
 from data_pipelines.dataset_info import FILE_NAME, MAX_LISTED, Counts, DatasetInfo, read_info, write_info
 from data_pipelines.progress import Progress
 from data_pipelines.schema import SCHEMA_VERSION, SchemaError
@@ -39,8 +40,9 @@ from data_pipelines.shard_builder import (
     build_shard,
     read_account,
 )
-from data_pipelines.sources import SOURCES, open_source
-from data_pipelines.sources.base import duplicates
+from data_pipelines.sources import SOURCES, is_tokenized, open_source
+from data_pipelines.sources.base import Source, duplicates
+from data_pipelines.sources.options import NO_OPTIONS, SourceOptions, parse_options
 
 RECORDS_PER_SHARD = 4096
 ON_ERROR = ("fail", "skip")
@@ -90,26 +92,26 @@ def build(
     worker_count: int = 1,
     threads: int | None = None,
     quiet: bool = False,
+    options: SourceOptions = NO_OPTIONS,
+    augmenter: Augmenter | None = None,
 ) -> DatasetInfo | None:
     """Makes this worker's shards; returns the content of dataset.json, or None while other workers are not done.
 
     Args:
       threads: decode media; default one a core.
+      options: of the source: tasks of pairs, instructions, dropped prompts, columns.
+      augmenter: alters the user's speech by noise, level and speed.
     Raises BuildError, DocumentError, SchemaError, TokenizerError or VocabularyError with a message for people.
     """
     if not 0 <= worker_index < worker_count:
         raise BuildError(f"worker_index {worker_index} is not in [0, worker_count={worker_count})")
     if records_per_shard < 1 or not split.replace("_", "").isalnum():
         raise BuildError(f"records_per_shard {records_per_shard} must be positive, split {split!r} letters and digits")
-    job = _plan(source_name, path, Path(output), tokenizers, split, template_set(template).name, records_per_shard)
+    source, named = _source(source_name, path, options, augmenter)
+    job = _plan(source, named, Path(output), tokenizers, split, template, records_per_shard, augmenter)
     budget = ErrorBudget(on_error, error_budget, len(job.source))
     mine = range(worker_index, job.shards, worker_count)
-    accounts = {index: read_account(job, index) for index in range(job.shards)}
-    for account in accounts.values():
-        for skipped in account.skipped if account is not None else ():
-            budget.skip(skipped)
-    todo = [index for index in mine if accounts[index] is None]
-    _remove_stale(job, todo)
+    todo = _unfinished(job, mine, budget)
     total = sum(min(job.per_shard, len(job.source) - i * job.per_shard) for i in todo)
     with (
         Progress(total, quiet) as progress,
@@ -122,13 +124,24 @@ def build(
     return _finish(job, budget, quiet)
 
 
-def _plan(source_name, path, output, tokenizers, split, template, per_shard) -> Job:
-    source = open_source(source_name, path)
+def _source(name, path, options, augmenter) -> tuple[Source, dict[str, Any]]:
+    """The source, and what of it and of the changes of its speech decides the shards."""
+    source = open_source(name, path, options)
     if not len(source):
         raise DocumentError(f"{path}: no records; is it the right file?")
-    build = {
+    named: dict[str, Any] = {"source": name}
+    if options != NO_OPTIONS:
+        named["source_options"] = options.to_dict()
+    if augmenter is not None:
+        named["augment"] = augmenter.record
+    return source, named
+
+
+def _plan(source, named, output, tokenizers, split, template, per_shard, augmenter) -> Job:
+    """`named`: what `_source` says of the source."""
+    template = template_set(getattr(source, "template", template)).name  # what is tokenized already was written in one
+    build = named | {
         "schema_version": SCHEMA_VERSION,
-        "source": source_name,
         "records": len(source),
         "input_digest": source.digest,
         "records_per_shard": per_shard,
@@ -136,18 +149,25 @@ def _plan(source_name, path, output, tokenizers, split, template, per_shard) -> 
         "vocabulary": tokenizers.vocabulary.fingerprint,
         "tokenizers": tokenizers.identities,
     }
-    job = Job(source, tokenizers, template, output, split, per_shard, build, duplicates(source))
+    job = Job(source, tokenizers, template, output, split, per_shard, build, duplicates(source), augmenter)
     if (output / FILE_NAME).is_file():
         _others(job)  # a clash with splits that are there already is told before the work
     return job
 
 
-def _remove_stale(job: Job, todo: list[int]) -> None:
-    """Temporary files of killed writers of the shards that this worker makes."""
+def _unfinished(job: Job, mine: range, budget: ErrorBudget) -> list[int]:
+    """This worker's shards that are still to be made, cleared of the temporary files of killed writers. What finished
+    shards skipped, whoever made them, counts in the budget."""
+    accounts = {index: read_account(job, index) for index in range(job.shards)}
+    for account in accounts.values():
+        for skipped in account.skipped if account is not None else ():
+            budget.skip(skipped)
+    todo = [index for index in mine if accounts[index] is None]
     for index in todo:
         for path in (job.shard(index), job.account(index)):
             for stale in path.parent.glob(f".{path.name}.*.tmp"):
                 stale.unlink(missing_ok=True)
+    return todo
 
 
 # -- dataset.json --------------------------------------------------------------------------------------------
@@ -215,6 +235,22 @@ def _sum(accounts: list[Account]) -> dict[str, Any]:
     return total.to_dict() | {"read": sum(account.read for account in accounts)}
 
 
+def _add_source_flags(parser: argparse.ArgumentParser) -> None:
+    flags = parser.add_argument_group("pairs and tables", "what the source makes of its records")
+    flags.add_argument("--tasks", default="", help="ratio of what pairs become, as caption:1,t2i:3; default equal")
+    flags.add_argument("--instructions", action="store_true", help="ask for the tasks in several ways")
+    flags.add_argument("--prompt_dropout", type=float, default=0.0, help="share of dropped prompts for guidance")
+    flags.add_argument("--columns", default="", help="columns of a table, as media:audio,text:sentence,id:name")
+    flags.add_argument("--source_seed", type=int, default=0, help="decides tasks, instructions and dropped prompts")
+
+
+def _tokenizers(name: str, source: str) -> Tokenizers:
+    """By built-in name or folder; for a tokenized source without weights, "chameleon" being the layout alone."""
+    if not is_tokenized(source):
+        return load_tokenizers(name)
+    return Tokenizers(chameleon_vocabulary(), {}, {}) if name == "chameleon" else load_tokenizers(name, need=())
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="manifest", choices=sorted(SOURCES), help="format of the input")
@@ -229,10 +265,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--worker_index", type=int, default=0)
     parser.add_argument("--worker_count", type=int, default=1)
     parser.add_argument("--threads", type=int, default=None, help="threads that decode media; default one a core")
+    _add_source_flags(parser)
+    add_flags(parser)
     args = vars(parser.parse_args(argv))
     source, path, output = args.pop("source"), args.pop("input"), args.pop("output")
+    named = {name: args.pop(name) for name in ("tasks", "instructions", "prompt_dropout", "columns")}
+    heard = {name: args.pop(name) for name in AUGMENT_FLAGS}
     try:
-        build(source, path, output, load_tokenizers(args.pop("tokenizers")), **args)
+        options = parse_options(**named, seed=args.pop("source_seed"))
+        augmenter = parse_augmenter(heard)
+        tokenizers = _tokenizers(args.pop("tokenizers"), source)
+        build(source, path, output, tokenizers, options=options, augmenter=augmenter, **args)
     except (BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError) as e:
         sys.exit(f"build_shards: {e}")
 

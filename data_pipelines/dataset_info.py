@@ -59,9 +59,7 @@ class Counts:
 
     def merge(self, other: Counts) -> Counts:
         """The sum of two disjoint parts."""
-        merged = Counts(
-            self.documents + other.documents, self.tokens + other.tokens, max(self.longest, other.longest)
-        )
+        merged = Counts(self.documents + other.documents, self.tokens + other.tokens, max(self.longest, other.longest))
         for name in ("by_task", "by_group", "by_modality", "dropped"):
             setattr(merged, name, _sum_tables(getattr(self, name), getattr(other, name)))
         merged.dropped_list = (self.dropped_list + other.dropped_list)[:MAX_LISTED]

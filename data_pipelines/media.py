@@ -18,12 +18,13 @@ import numpy as np
 from ar_omni_jax.documents import Document, Part
 from ar_omni_jax.tokenizers.bundle import Tokenizers
 from ar_omni_jax.tokenizers.image.preprocess import read_image
-from ar_omni_jax.tokenizers.speech.audio import read_audio
 from ar_omni_jax.vocabulary import Modality
+from data_pipelines.augment import Augmenter, Change
+from data_pipelines.sound import SoundSegment, read_sound
 
 # A window is what is decoded ahead and encoded together.
 WINDOW_DOCUMENTS = 1024
-WINDOW_BYTES = 512 << 20  # of decoded media, about; two windows are in memory at a time
+WINDOW_BYTES = 512 << 20  # of media, encoded and decoded, about; two windows are in memory at a time
 _SECONDS_ASSUMED = 15  # of an utterance, for that estimate
 
 
@@ -40,19 +41,25 @@ class Codecs:
     """What the encoder needs of the tokenizers; `read_*` raise ValueError or OSError for unusable media.
 
     read_image: path, bytes or array -> float32 [H, W, 3]; encode_images: float32 [B, H, W, 3] -> int32 [B, n];
-    read_speech: -> float32 [T]; encode_speech: list of float32 [T] -> list of int32 [n]; *_bytes: of one decoded.
+    read_speech: the same or a SoundSegment, and the change to make or None -> float32 [T]; encode_speech: list of
+    float32 [T] -> list of int32 [n]; *_bytes: of one decoded.
     """
 
     read_image: Callable[[Any], np.ndarray]
     encode_images: Callable[[np.ndarray], np.ndarray]
     image_bytes: Callable[[], int]
-    read_speech: Callable[[Any], np.ndarray]
+    read_speech: Callable[[Any, Change | None], np.ndarray]
     encode_speech: Callable[[list[np.ndarray]], Sequence[np.ndarray]]
     speech_bytes: Callable[[], int]
 
 
 def codecs_of(tokenizers: Tokenizers) -> Codecs:
     """Codecs of the tokenizers; each one's weights are read when the first medium of its kind comes."""
+
+    def read_speech(value: Any, change: Change | None) -> np.ndarray:
+        rate = tokenizers.speech.sample_rate
+        wave = read_sound(value, rate)
+        return wave if change is None else change(wave, rate)
 
     def speech_bytes() -> int:
         return 4 * tokenizers.speech.sample_rate * _SECONDS_ASSUMED
@@ -61,17 +68,29 @@ def codecs_of(tokenizers: Tokenizers) -> Codecs:
         read_image=lambda value: read_image(value, tokenizers.image.image_size),
         encode_images=lambda pixels: tokenizers.image.encode(pixels),
         image_bytes=lambda: 12 * tokenizers.image.image_size**2,
-        read_speech=lambda value: read_audio(value, tokenizers.speech.sample_rate),
+        read_speech=read_speech,
         encode_speech=lambda waves: tokenizers.speech.encode_batch(waves),
         speech_bytes=speech_bytes,
     )
 
 
-class MediaEncoder:
-    """Codes of the media of documents, in windows. Not thread-safe; owns no thread: give it a pool."""
+@dataclasses.dataclass(frozen=True)
+class _Medium:
+    """One image or utterance to be encoded. key: equal for what has equal codes."""
 
-    def __init__(self, codecs: Codecs, pool: concurrent.futures.Executor):
-        self._codecs, self._pool = codecs, pool
+    part: Part
+    key: Any
+    change: Change | None = None
+
+
+class MediaEncoder:
+    """Codes of the media of documents, in windows. Not thread-safe; owns no thread: give it a pool.
+
+    augmenter: alters speech of user turns; speech of the assistant, which a model is to say, is never altered.
+    """
+
+    def __init__(self, codecs: Codecs, pool: concurrent.futures.Executor, augmenter: Augmenter | None = None):
+        self._codecs, self._pool, self._augmenter = codecs, pool, augmenter
         self._known: dict[Any, np.ndarray | MediaError] = {}
 
     def windows(self, documents: Iterable[Document | None]) -> Iterator[list[list[np.ndarray | MediaError]]]:
@@ -88,32 +107,50 @@ class MediaEncoder:
         if before is not None:
             yield self._finish(*before)
 
-    def _split(self, documents: Iterable[Document | None]) -> Iterator[list[list[Part]]]:
-        window: list[list[Part]] = []
+    def _split(self, documents: Iterable[Document | None]) -> Iterator[list[list[_Medium]]]:
+        window: list[list[_Medium]] = []
         size = 0
         for document in documents:
-            parts = document.media() if document is not None else []
-            window.append(parts)
-            for part in parts:
+            media = self._media(document) if document is not None else []
+            window.append(media)
+            for part in (medium.part for medium in media):
                 image = part.modality == Modality.IMAGE
                 size += self._codecs.image_bytes() if image else self._codecs.speech_bytes()
+                size += len(part.value) if isinstance(part.value, bytes) else 0
             if len(window) >= WINDOW_DOCUMENTS or size >= WINDOW_BYTES:
                 yield window
                 window, size = [], 0
         if window:
             yield window
 
-    def _start(self, window: list[list[Part]]) -> dict[Any, tuple[Part, concurrent.futures.Future]]:
+    def _media(self, document: Document) -> list[_Medium]:
+        """The document's media in stream order."""
+        parts = [(turn.role, p) for turn in document.turns for p in turn.parts if p.modality != Modality.TEXT]
+        media = []
+        for number, (role, part) in enumerate(parts):
+            key, change = _key(part), None
+            if self._augmenter is not None and role == "user" and part.modality == Modality.SPEECH:
+                change = self._augmenter.change(document.id, number)
+            if change is not None:
+                key = (*key, document.id, number)
+            media.append(_Medium(part, key, change))
+        return media
+
+    def _start(self, window: list[list[_Medium]]) -> dict[Any, tuple[Part, concurrent.futures.Future]]:
         """Submits what is neither encoded nor being decoded."""
         decoding: dict[Any, tuple[Part, concurrent.futures.Future]] = {}
-        for part in (part for parts in window for part in parts):
-            key = _key(part)
-            if key not in self._known and key not in decoding:
-                read = self._codecs.read_image if part.modality == Modality.IMAGE else self._codecs.read_speech
-                decoding[key] = (part, self._pool.submit(read, part.value))
+        for medium in (medium for media in window for medium in media):
+            part, key = medium.part, medium.key
+            if key in self._known or key in decoding:
+                continue
+            if part.modality == Modality.IMAGE:
+                future = self._pool.submit(self._codecs.read_image, part.value)
+            else:
+                future = self._pool.submit(self._codecs.read_speech, part.value, medium.change)
+            decoding[key] = (part, future)
         return decoding
 
-    def _finish(self, window, decoding) -> list[list[np.ndarray | MediaError]]:
+    def _finish(self, window: list[list[_Medium]], decoding) -> list[list[np.ndarray | MediaError]]:
         ready: dict[Modality, list[tuple[Any, np.ndarray]]] = {Modality.IMAGE: [], Modality.SPEECH: []}
         for key, (part, future) in decoding.items():
             try:
@@ -125,7 +162,7 @@ class MediaEncoder:
                 ready[part.modality].append((key, value))
         self._encode(ready[Modality.IMAGE], lambda pixels: self._codecs.encode_images(np.stack(pixels)))
         self._encode(ready[Modality.SPEECH], self._codecs.encode_speech)
-        return [[self._known[_key(part)] for part in parts] for parts in window]
+        return [[self._known[medium.key] for medium in media] for media in window]
 
     def _encode(self, items: list[tuple[Any, np.ndarray]], encode: Callable) -> None:
         """All at once: the codecs cut what they are given into batches that suit them."""
@@ -134,8 +171,8 @@ class MediaEncoder:
             self._known[key] = np.asarray(row, np.int32)
 
 
-def _key(part: Part) -> Any:
-    """Paths by name, bytes and arrays by content."""
+def _key(part: Part) -> tuple[Modality, Any]:
+    """Paths and segments by name, bytes and arrays by content."""
     value = part.value
     if isinstance(value, np.ndarray):
         value = (value.shape, value.dtype.str, hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest())
@@ -146,5 +183,7 @@ def _key(part: Part) -> Any:
 
 def _message(part: Part, error: Exception) -> str:
     text = str(error) or type(error).__name__
-    name = str(part.value) if isinstance(part.value, str) else f"{part.modality.name.lower()} of the record"
+    name = (
+        str(part.value) if isinstance(part.value, str | SoundSegment) else f"{part.modality.name.lower()} of the record"
+    )
     return text if name in text else f"{name}: {text}"

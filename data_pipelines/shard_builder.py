@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 
 from ar_omni_jax import templates
-from ar_omni_jax.documents import DocumentError, TokenDocument
+from ar_omni_jax.documents import Document, DocumentError, TokenDocument
 from ar_omni_jax.files import replace_file
 from ar_omni_jax.tokenizers.bundle import Tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
 from ar_omni_jax.vocabulary import VocabularyError
+from data_pipelines.augment import Augmenter
 from data_pipelines.dataset_info import Counts
 from data_pipelines.media import MediaEncoder, MediaError, codecs_of
 from data_pipelines.schema import encode_document
 from data_pipelines.shards import ShardWriter, shard_name
 from data_pipelines.sources.base import Record, Source
+from data_pipelines.token_documents import check_tokens, require_layout
 
 ACCOUNTS = ".build"
 
@@ -64,7 +66,8 @@ class Job:
     """All that decides a shard's bytes, and where it goes.
 
     build: the plain description of that, compared with what finished shards were made from. duplicates: index ->
-    index of the first record with that id.
+    index of the first record with that id. augmenter: alters the user's speech; its record is in `build`.
+    Raises VocabularyError when the source is tokenized in another layout.
     """
 
     source: Source
@@ -75,6 +78,10 @@ class Job:
     per_shard: int
     build: Mapping[str, Any]
     duplicates: Mapping[int, int]
+    augmenter: Augmenter | None = None
+
+    def __post_init__(self):
+        require_layout(self.source, self.tokenizers.vocabulary)
 
     @property
     def shards(self) -> int:
@@ -156,10 +163,10 @@ def _windows(
     def documents():
         for record in job.source.read(start, stop):
             waiting.append(record)
-            usable = record.document is not None and record.index not in job.duplicates
+            usable = isinstance(record.document, Document) and record.index not in job.duplicates
             yield record.document if usable else None
 
-    for window in MediaEncoder(codecs_of(job.tokenizers), pool).windows(documents()):
+    for window in MediaEncoder(codecs_of(job.tokenizers), pool, job.augmenter).windows(documents()):
         records, waiting[: len(window)] = waiting[: len(window)], []
         yield [_tokens(job, record, codes) for record, codes in zip(records, window, strict=True)]
 
@@ -180,8 +187,13 @@ def _tokens(job: Job, record: Record, codes: list[np.ndarray | MediaError]) -> T
             return skipped(code.kind, f"{record.where}: document {record.id!r}: {code.message}")
     tokenizers = job.tokenizers
     try:
+        if isinstance(record.document, TokenDocument):
+            check_tokens(record.document, tokenizers.vocabulary)
+            return record.document
         return templates.tokenize(record.document, job.template, tokenizers.vocabulary, tokenizers.text.encode, codes)
     except DocumentError as e:
-        return skipped("turns do not fit the task", f"{record.where}: {e}")
+        tokenized = isinstance(record.document, TokenDocument)
+        kind = "media are not whole" if tokenized else "turns do not fit the task"
+        return skipped(kind, f"{record.where}: {e}")
     except (TokenizerError, VocabularyError) as e:
         return skipped("not in the vocabulary", f"{record.where}: document {record.id!r}: {e}")

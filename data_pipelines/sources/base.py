@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ar_omni_jax.documents import Document, DocumentError
+from ar_omni_jax.documents import Document, DocumentError, TokenDocument
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +24,15 @@ class Record:
     index: int
     where: str
     id: str
-    document: Document | None = None
+    document: Document | TokenDocument | None = None
     error: str = ""
 
 
 class Source(Protocol):
     """Records 0 .. len - 1 in an order that never changes. A record that cannot be read is a Record with an error.
 
-    digest: changes when the listing changes (media files are not part of it).
+    digest: changes when the listing changes (media files are not part of it). A source of documents that are
+    tokenized already has `layout`, the JointVocabulary of their ids, and `template`, the set they are written in.
     """
 
     digest: str
@@ -69,22 +70,25 @@ class LineIndex:
         self.count, self.digest = count, digest.hexdigest()[:16]
 
     def lines(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes]]:
-        """(index, line number from 1, line) of the non-blank lines [start, stop)."""
+        """(index, line number from 1, line) of the non-blank lines [start, stop); DocumentError when it is gone."""
         stop = min(stop, self.count)
         if start >= stop:
             return
         block = start // self.STRIDE
         offset, number = self._offsets[block]
         index = block * self.STRIDE
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            for at, line in enumerate(file, number):
-                if index >= stop:
-                    return
-                if line.strip():
-                    if index >= start:
-                        yield index, at, line
-                    index += 1
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                for at, line in enumerate(file, number):
+                    if index >= stop:
+                        return
+                    if line.strip():
+                        if index >= start:
+                            yield index, at, line
+                        index += 1
+        except OSError as e:
+            raise DocumentError(f"{self.path}: cannot be read any more ({e}); start again when it is there") from e
 
 
 def duplicates(source: Source) -> dict[int, int]:

@@ -17,12 +17,15 @@ from pathlib import Path
 from ar_omni_jax.documents import Document, DocumentError, Part, document_from_json
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.sources.base import LineIndex, Record
+from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 
 
 class ManifestSource:
     """Source of the documents of one .jsonl manifest."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, options: SourceOptions = NO_OPTIONS):
+        # Each document says itself what it is.
+        options.refuse("manifest", "tasks", "instructions", "prompt_dropout", "columns")
         self._index = LineIndex(path)
         self.path, self.digest = Path(path), self._index.digest
 

@@ -93,11 +93,16 @@ def make_plan(size: int, seed: int, spoken_share: float = 1.0) -> Plan:
 
 
 def _new_scene(rng: random.Random, split: str, seen: set[Scene]) -> Scene:
-    """A scene that the split does not have yet; a repeated one only where new ones have become rare."""
+    """A scene that the split does not have yet; a repeated one only where new ones have become rare.
+
+    The number of objects is drawn once. Scenes of one object are few (a thousand in training), and a large world that
+    never repeated one would hardly have any: models then learn much later what a colour's name looks like.
+    """
+    scene = random_scene_of_split(rng, split)
     for _ in range(_DUPLICATE_TRIES):
-        scene = random_scene_of_split(rng, split)
         if scene not in seen:
             break
+        scene = random_scene_of_split(rng, split, count=len(scene.objects))
     seen.add(scene)
     return scene
 

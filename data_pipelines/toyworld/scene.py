@@ -88,9 +88,10 @@ def split_of(scene: Scene) -> str:
     return "test" if fraction < 2 * HELD_OUT_SHARE else "train"
 
 
-def random_scene(rng: random.Random, max_objects: int = 3) -> Scene:
-    """One scene by lot, of any split, with at most `max_objects` objects."""
-    count = rng.choices(range(1, max_objects + 1), OBJECT_COUNT_WEIGHTS[:max_objects])[0]
+def random_scene(rng: random.Random, max_objects: int = 3, count: int | None = None) -> Scene:
+    """One scene by lot, of any split, with `count` objects; None: with at most `max_objects`, their number by lot."""
+    if count is None:
+        count = rng.choices(range(1, max_objects + 1), OBJECT_COUNT_WEIGHTS[:max_objects])[0]
     colors, places = rng.sample(list(COLORS), count), rng.sample(POSITIONS, count)
     objects = tuple(
         SceneObject(rng.choice(SHAPES), color, rng.choice(SIZES), place)
@@ -99,11 +100,11 @@ def random_scene(rng: random.Random, max_objects: int = 3) -> Scene:
     return Scene(objects, rng.choice(list(BACKGROUNDS)))
 
 
-def random_scene_of_split(rng: random.Random, split: str, max_objects: int = 3) -> Scene:
-    """One scene by lot among those that belong to `split`."""
+def random_scene_of_split(rng: random.Random, split: str, max_objects: int = 3, count: int | None = None) -> Scene:
+    """One scene by lot among those that belong to `split`; as `random_scene`."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     while True:
-        scene = random_scene(rng, max_objects)
+        scene = random_scene(rng, max_objects, count)
         if split_of(scene) == split:
             return scene

@@ -13,6 +13,7 @@ from data_pipelines.toyworld.documents import VOICES, make_plan, split_sizes
 from data_pipelines.toyworld.scene import (
     BACKGROUNDS,
     COLORS,
+    OBJECT_COUNT_WEIGHTS,
     POSITIONS,
     SHAPES,
     SIZES,
@@ -110,15 +111,23 @@ def test_spoken_share_takes_speech_away_and_nothing_else():
     whole, some, none = (make_plan(400, seed=0, spoken_share=share) for share in (1.0, 0.25, 0.0))
     assert whole == make_plan(400, seed=0)
     for split in SPLITS:
-        pictures = [
-            [r for r in plan.records[split] if r["task"] in ("caption", "t2i")] for plan in (whole, some, none)
-        ]
+        pictures = [[r for r in plan.records[split] if r["task"] in ("caption", "t2i")] for plan in (whole, some, none)]
         assert pictures[0] == pictures[1] == pictures[2]
         assert {r["task"] for r in none.records[split]} == {"caption", "t2i", "text"}
         spoken = {r["id"] for r in some.records[split] if r["task"] in ("asr", "tts", "chat_speech", "chat_image")}
         assert spoken and spoken < {r["id"] for r in whole.records[split]}
     assert none.speech == []
     assert 0.2 < len(some.speech) / len(whole.speech) < 0.3
+
+
+def test_a_large_world_keeps_its_share_of_scenes_of_one_object():
+    records = make_plan(6000, seed=0, spoken_share=0.0).records["train"]
+    scenes = [Scene.from_json(r["meta"]["scene"]) for r in records if r["task"] == "t2i"]
+    counts = collections.Counter(len(scene.objects) for scene in scenes)
+    for count, weight in enumerate(OBJECT_COUNT_WEIGHTS, 1):
+        assert abs(counts[count] / len(scenes) - weight) < 0.02
+    several = [scene for scene in scenes if len(scene.objects) > 1]
+    assert len(set(several)) == len(several)  # repeated only where new ones are rare
 
 
 @pytest.mark.parametrize(("size", "held_out"), [(8, 2), (100, 25), (300, 48), (3000, 150)])

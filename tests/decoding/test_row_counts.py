@@ -61,9 +61,13 @@ def test_the_ids_are_the_same_for_every_number_of_rows_and_capacity(config, seed
             np.testing.assert_array_equal(answer, expected[i])
 
 
-def memory_of(engine: Engine, slot: int, length: int) -> np.ndarray:
-    """All that a row of the engine holds of its first `length` tokens: every layer's keys and values."""
-    cache = engine._state.cache
+def memory_of(engine: Engine, place: int, length: int) -> np.ndarray:
+    """All that the row of request `place` holds of its first `length` tokens: every layer's keys and values.
+
+    An idle engine deals requests to its lanes in turn.
+    """
+    slot, lane = divmod(place, len(engine._lanes))
+    cache = engine._lanes[lane]._state.cache
     return np.stack([np.asarray(a)[slot, :, :length] for a in (*cache.keys, *cache.values)])
 
 

@@ -17,6 +17,7 @@ Text then goes to standard error.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
@@ -49,6 +50,9 @@ PARTS: dict[str, tuple[set[str], set[str]]] = {
     "chat": (set(), {"text", "image", "speech"}),
     "text": (set(), {"text"}),
 }
+
+
+LONGEST_NAME = 50  # characters of a file's name that come from a request's id; file systems take 255 bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +104,15 @@ def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_speech", type=int, help="largest number of codes of a speech part (40 a second)")
     add("--max_new_tokens", type=int, help="largest number of tokens of an answer")
     add("--chunk", type=int, help="tokens between two looks at an answer (default: 4 with --stream, 16 without)")
+    add("--rows", type=int, help="answers made together, at least (default: as many as are asked)")
+    add("--capacity", type=int, help="tokens that each has room for, at least (default: as many as they need)")
     add("--lookahead", type=int, help="codes that a streamed sample waits for, for speech codecs that are not causal")
 
 
 def _check_request(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Ends with a usage error unless the flags belong together."""
     given = {name for name in ("text", "image", "speech") if getattr(options, name) is not None}
-    for name in ("max_text", "max_speech", "max_new_tokens", "chunk", "lookahead"):
+    for name in ("max_text", "max_speech", "max_new_tokens", "chunk", "rows", "capacity", "lookahead"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name}={getattr(options, name)} must be at least 1")
     if options.remember and options.history is None:
@@ -150,7 +156,9 @@ def requests(options: argparse.Namespace) -> list[Ask]:
 def read_requests(path: Path, seed: int) -> list[Ask]:
     """One Ask a line of a JSONL file of documents; a bad line is an Ask whose document is the error."""
     asks, names = [], set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Only "\n" ends a line (JSON may hold other separators), and bytes that are no UTF-8 spoil their own line alone.
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -163,11 +171,11 @@ def read_requests(path: Path, seed: int) -> list[Ask]:
             if isinstance(own_seed, bool) or not isinstance(own_seed, int):
                 raise DocumentError(f"{where}: seed {own_seed!r} is not an integer")
             document = document_from_json(record, where=where)
-            name = re.sub(r"[^\w.-]+", "_", document.id).lstrip(".") or name
+            name = re.sub(r"[^\w.-]+", "_", document.id).lstrip(".")[:LONGEST_NAME] or name
             if name in names:
                 raise DocumentError(f"{where}: a second request would write to {name}.*; give it another id")
             names.add(name)
-        except ValueError as error:  # DocumentError and malformed JSON
+        except (ValueError, RecursionError) as error:  # DocumentError, malformed and too deeply nested JSON
             known = isinstance(error, DocumentError)
             document = error if known else DocumentError(f"{where}: malformed JSON ({error})")
         asks.append(Ask(name, document, own_seed if isinstance(own_seed, int) else seed))
@@ -202,6 +210,7 @@ def describe(ask: Ask, options: argparse.Namespace, predictor: Predictor) -> dic
         "checkpoint": str(options.checkpoint),
         "step": predictor.step,
         "weights": predictor.weights or str(predictor.model.config.dtype),
+        "engine": predictor.engine_size,
     }
 
 
@@ -209,7 +218,8 @@ def answer(options: argparse.Namespace) -> int:
     """Asks, writes, prints; returns the exit code."""
     asks = requests(options)
     chunk = options.chunk or (4 if options.stream else 16)
-    predictor = Predictor.load(options.checkpoint, options.step, weights=options.weights, chunk=chunk)
+    sizes = {"chunk": chunk, "rows": options.rows, "capacity": options.capacity}
+    predictor = Predictor.load(options.checkpoint, options.step, weights=options.weights, **sizes)
     files = AnswerFiles(options.output, [ask.name for ask in asks], live=options.stream, predictor=predictor)
     good = [i for i, ask in enumerate(asks) if isinstance(ask.document, Document)]
     for i in sorted(set(range(len(asks))) - set(good)):
@@ -227,16 +237,17 @@ def answer(options: argparse.Namespace) -> int:
         speech={"lookahead": options.lookahead} if options.lookahead else None,
     )
     try:
-        for piece in pieces:
-            i = good[piece.index]
-            if piece.error is not None:
-                files.fail(i, piece.error)
-            elif piece.answer is not None:
-                files.finish(i, piece.answer, describe(asks[i], options, predictor))
-                if options.remember:
-                    files.remember(i, options.history, asks[i].document.turns, piece.answer)
-            else:
-                files.add(i, piece)
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                i = good[piece.index]
+                if piece.error is not None:
+                    files.fail(i, piece.error)
+                elif piece.answer is not None:
+                    files.finish(i, piece.answer, describe(asks[i], options, predictor))
+                    if options.remember:
+                        files.remember(i, options.history, asks[i].document.turns, piece.answer)
+                else:
+                    files.add(i, piece)
     except KeyboardInterrupt:
         files.stop()
         return 130
@@ -254,6 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FOR_PEOPLE as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before there was anything to keep
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

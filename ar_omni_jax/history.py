@@ -108,7 +108,7 @@ def _parse(text: str, path: Path) -> list:
         data = json.loads(text) if text.strip() else []
     except ValueError:
         data = []
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # JSON may hold other separators
             try:
                 data += [json.loads(line)] if line.strip() else []
             except ValueError as error:

@@ -99,8 +99,13 @@ def read_media(document: Document, tokenizers: Tokenizers, root: Path) -> Media:
 
     out: Media = []
     for part in document.media():
-        value, rate = part.value if isinstance(part.value, tuple) else (part.value, None)
-        value = root / value if isinstance(value, (str, Path)) else value
+        value, rate = part.value, None
+        if isinstance(value, tuple) and len(value) == 2 and part.modality == Modality.SPEECH:
+            value, rate = value
+        if isinstance(value, (str, Path)):
+            value = root / value
+        elif hasattr(value, "__array__") or hasattr(value, "__array_interface__"):  # of JAX, of PIL
+            value = np.asarray(value)
         try:
             if part.modality == Modality.IMAGE:
                 out.append((part.modality, read_image(value, tokenizers.image.image_size)))

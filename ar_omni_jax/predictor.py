@@ -22,12 +22,12 @@ from ar_omni_jax.decoding.request import Plan, plan
 from ar_omni_jax.decoding.strategy import StrategyError
 from ar_omni_jax.documents import Document, DocumentError
 from ar_omni_jax.history import fit_history
-from ar_omni_jax.inference import Answer, encode_read, read_media
+from ar_omni_jax.inference import Answer, Media, encode_read, read_media
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.speech.streaming import StreamError
 from ar_omni_jax.tokenizers.text import TokenizerError
-from ar_omni_jax.vocabulary import VocabularyError
+from ar_omni_jax.vocabulary import Modality, VocabularyError
 
 # What a person can mend when a checkpoint answers: commands tell it in one line. Anything else is a fault of the
 # program and keeps its traceback.
@@ -63,8 +63,10 @@ class Predictor:
     """Answers documents. `root` resolves relative media paths; `step` is the checkpoint's training step.
 
     weights: type of the weights while decoding ("float32", "bfloat16", "int8"; None: the model's compute dtype).
-    rows: requests that are decoded together (None: as many as are asked, at most MOST_ROWS). chunk: tokens between
-    two looks at them. Tokenizers of modalities that no request needs are never loaded.
+    rows: requests that are decoded together, at least (None: as many as are asked, at most MOST_ROWS). capacity: tokens
+    that each has room for, at least (None: as many as they need). Products of other sizes round otherwise, so an answer
+    is the same to the bit, whatever is asked with it, where both are given and large enough. chunk: tokens between two
+    looks. Tokenizers of modalities that no request needs are never loaded.
     """
 
     model: Transformer
@@ -74,6 +76,7 @@ class Predictor:
     root: Path = Path(".")
     weights: str | None = None
     rows: int | None = None
+    capacity: int | None = None
     chunk: int = 16
     _engine: Engine | None = dataclasses.field(default=None, init=False, repr=False)
     _places: dict[int, int] = dataclasses.field(default_factory=dict, init=False, repr=False)  # document -> request
@@ -100,12 +103,19 @@ class Predictor:
         """Samples a second of generated speech."""
         return self.tokenizers.speech.sample_rate
 
+    @property
+    def engine_size(self) -> dict[str, int]:
+        """`rows` and `capacity` of the engine at work; nothing before the first request."""
+        return {} if self._engine is None else {"rows": self._engine.rows, "capacity": self._engine.capacity}
+
     def _engine_for(self, plans: Sequence[Plan]) -> Engine:
         """An engine with rows for these requests and guidance branches, and a cache as long as they need; made at
         first use, and anew when it is too small (every step reads the whole length, so it is not made too long)."""
         each = [1 + len(p.branches) for p in plans]
         rows = max(self.rows or min(MOST_ROWS, _power_of_two(sum(each))), max(each))
-        longest = max(max(len(p.prompt), *map(len, p.branches), 0) + p.left for p in plans)
+        needed = max(max(len(p.prompt), *map(len, p.branches), 0) + p.left for p in plans)
+        longest = max(SHORTEST_CACHE, _power_of_two(needed), self.capacity or 0)
+        longest = min(longest, self.model.config.max_length)
         if self._engine is None or self._engine.rows < rows or self._engine.capacity < longest:
             if self._engine is not None:
                 rows, longest = max(rows, self._engine.rows), max(longest, self._engine.capacity)
@@ -114,7 +124,7 @@ class Predictor:
                 self.model,
                 self.tokenizers.vocabulary,
                 rows=rows,
-                capacity=max(SHORTEST_CACHE, _power_of_two(longest)),
+                capacity=longest,
                 chunk=self.chunk,
                 weights=self.weights,
             )
@@ -184,7 +194,8 @@ class Predictor:
             yield from self._run(self._engine_for([run.plan for run in running]), running, budgets)
 
     def stop(self, index: int) -> None:
-        """Ends document `index` of the running stream: its last piece is then an error. The others go on."""
+        """Ends document `index` of the running stream, whether its answer has begun or not: its last piece is then an
+        error. The others go on."""
         if self._engine is not None and index in self._places:
             self._engine.stop(self._places[index])
 
@@ -196,19 +207,30 @@ class Predictor:
             try:
                 asked[i] = templates.without_answer(document)
                 templates.render(asked[i], self.template)  # turns that do not fit the task, before anything is read
-                media[i] = read_media(asked[i], self.tokenizers, root)
+                media[i] = self._that_fit(asked[i], read_media(asked[i], self.tokenizers, root))
             except FOR_PEOPLE as error:
                 out[i] = error
         for i, codes in zip(media, encode_read(list(media.values()), self.tokenizers), strict=True):
             try:
                 prompt, note = self._prompt(asked[i], codes, options)
-                request = Request(prompt=prompt, task=asked[i].task, seed=seeds[i], **options)
+                request = Request(prompt=prompt, task=asked[i].task, seed=seeds[i], id=asked[i].id, **options)
                 longest = self.model.config.max_length
                 checked = plan(request, f"document {asked[i].id!r}", self.tokenizers.vocabulary, longest)
                 out[i] = request, checked, note
             except FOR_PEOPLE as error:
                 out[i] = error
         return out
+
+    def _that_fit(self, document: Document, media: Media) -> Media:
+        """`media`, unless a sound is longer than the whole context: that is known before it is encoded."""
+        for modality, samples in media:
+            longest = self.model.config.max_length
+            if modality == Modality.SPEECH and len(samples) > longest * self.tokenizers.speech.hop_length:
+                raise DocumentError(
+                    f"document {document.id!r}: {len(samples) / self.sample_rate:.1f} s of speech are more tokens than "
+                    f"the {longest} of the model's context; cut it"
+                )
+        return media
 
     def _prompt(self, document: Document, codes: list, options: Mapping) -> tuple[np.ndarray, str]:
         """Prompt of a document whose history fits, and what was dropped to that end."""

@@ -20,33 +20,28 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ar_omni_jax.decoding.grammar import END, class_table
-from ar_omni_jax.decoding.placement import place_rows, place_weights
+from ar_omni_jax.decoding.lanes import Answer, Chunk, Lane, make_lanes
+from ar_omni_jax.decoding.placement import place_weights
 from ar_omni_jax.decoding.request import Event, GenerationError, Plan, Request, plan
-from ar_omni_jax.decoding.rows import Settings, empty_rows, programs
+from ar_omni_jax.decoding.rows import LOST
 from ar_omni_jax.model.decode_weights import make_decode_weights
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.vocabulary import JointVocabulary
 
 __all__ = ["Engine", "Event", "GenerationError", "Request"]
 
-SMALLEST_BUCKET = 16
 IDLE = 0.002  # seconds between two questions for requests when there is nothing else to do
+LOST_WHY = (
+    "the model's logits for it are no numbers; its weights are damaged, or too large for their type (try "
+    'weights="float32"), or guidance or a strategy is too strong'
+)
 NO_TOKENS = np.zeros(0, np.int32)
-
-
-@dataclasses.dataclass
-class _Answer:
-    """One request under way: its row first, then its branches' rows; how many tokens were told."""
-
-    index: int
-    slots: list[int]
-    told: int = 0
-    stopped: bool = False
 
 
 @dataclasses.dataclass
 class _Waiting:
     index: int
+    name: str
     plan: Plan
 
 
@@ -55,7 +50,8 @@ class Engine:
 
     Args:
       model: read once; later changes of it do not reach the engine.
-      rows: answers made at a time. A request with guidance takes one or two more while it is answered.
+      rows: answers made at a time. A request with guidance takes one or two more while it is answered. On a CPU
+        a small model's rows are dealt to lanes of 4 or more (`decoding/lanes.py`): take a multiple of 8.
       capacity: tokens a row can hold, prompt and answer; default and largest: the model's `max_length`.
       chunk: largest number of tokens a row between two looks of the host. The first token of a new request is
         always told at once.
@@ -81,14 +77,21 @@ class Engine:
         if rows < 1 or chunk < 1:
             raise GenerationError(f"Engine(rows={rows}, chunk={chunk}): both must be positive")
         self.vocabulary, self.chunk, self.rows = vocabulary, int(chunk), int(rows)
+        if capacity is not None and capacity < 1:
+            raise GenerationError(f"Engine(capacity={capacity}): must be positive, or None for the model's max_length")
         self.capacity = min(capacity or model.config.max_length, model.config.max_length)
         made, self.config = make_decode_weights(model, weights, sharded=mesh is not None)
         self._weights = place_weights(made, self.config, weights == "int8", mesh)
-        empty = empty_rows(self.config, class_table(vocabulary), rows, self.capacity)
-        self._state, shardings = place_rows(empty, mesh)
-        self._read_prompt, self._make_tokens = programs(shardings)
-        self._answers: dict[int, _Answer] = {}  # by the slot of the answer's own row
-        self._free = list(range(rows))
+        self._lanes = make_lanes(
+            self._weights,
+            self.config,
+            class_table(vocabulary),
+            rows=self.rows,
+            capacity=self.capacity,
+            chunk=self.chunk,
+            mesh=mesh,
+        )
+        self._stopped: set[int] = set()  # requests of this stream that are no longer wanted
         self._streaming = False
 
     def generate(self, requests: Sequence[Request]) -> list[np.ndarray | GenerationError]:
@@ -103,11 +106,9 @@ class Engine:
         return [errors.get(i) or np.concatenate(p) for i, p in enumerate(parts)]
 
     def stop(self, index: int) -> None:
-        """Ends request `index` of the running stream: its next event is its last, with an error. Unknown or
-        finished requests are left as they are."""
-        for answer in self._answers.values():
-            if answer.index == index:
-                answer.stopped = True
+        """Ends request `index` of the running stream: its next event is its last, with an error. One that waits for
+        a row never gets one; finished requests are left as they are."""
+        self._stopped.add(index)
 
     def stream(self, requests: Iterable[Request | None]) -> Iterator[Event]:
         """Events of all requests, in the order they happen; closing the iterator ends all of them.
@@ -119,68 +120,57 @@ class Engine:
         if self._streaming:
             raise GenerationError("this engine is streaming already; close that stream, or make another engine")
         self._streaming = True
+        self._stopped.clear()
         try:
-            yield from self._rounds(_Source(requests, self.vocabulary, self.capacity, self.rows))
+            yield from self._rounds(_Source(requests, self.vocabulary, self.capacity, self._lanes[0].rows))
         finally:
             self._streaming = False
-            self._answers.clear()
-            self._free = list(range(self.rows))
+            for lane in self._lanes:
+                lane.abandon()
 
     def _rounds(self, source: _Source) -> Iterator[Event]:
-        behind = collections.deque()  # chunks that run while the host looks at the one before
+        behind: collections.deque[tuple[Lane, Chunk]] = collections.deque()  # run while the host looks at earlier ones
         while True:
             yield from self._stop_marked()
-            new = yield from self._admit(source)
-            if self._answers:
-                behind.append(self._dispatch(1 if new else self.chunk, source.waiting))
-            # Nobody waits for a row: keep the device busy with the next chunk before reading this one.
-            spare = 1 if self._answers and not source.waiting and not source.more else 0
+            fresh = yield from self._admit(source)
+            busy = [lane for lane in self._lanes if lane.answers]
+            for lane in busy:
+                steps = 1 if lane in fresh else self.chunk
+                behind.append((lane, lane.start(steps, source.waiting is not None)))
+            # Nobody waits for a row: keep the device busy with the next chunks before reading these.
+            spare = 0 if source.waiting or source.more else len(busy)
             while len(behind) > spare:
                 yield from self._tell(*behind.popleft())
-            if not self._answers and not behind and source.exhausted:
+            if not behind and source.exhausted and not any(lane.answers for lane in self._lanes):
                 return
 
-    def _dispatch(self, steps: int, someone_waits: bool):
-        """Starts a chunk; returns what `_tell` needs once it has run."""
-        keep = np.zeros(self.rows, bool)
-        keep[list(self._answers)] = True
-        self._state, out, made, ended = self._make_tokens(
-            self._weights,
-            self._state,
-            keep,
-            np.int32(min(steps, self.chunk)),
-            np.bool_(someone_waits),
-            config=self.config,
-            width=self.chunk,
-        )
-        return dict(self._answers), out, made, ended
-
-    def _tell(self, answers: dict[int, _Answer], out, made, ended) -> Iterator[Event]:
-        out, made, ended = np.asarray(out), np.asarray(made), np.asarray(ended)
-        for slot, answer in answers.items():
-            if self._answers.get(slot) is not answer:
+    def _tell(self, lane: Lane, chunk: Chunk) -> Iterator[Event]:
+        out, made, states = chunk.wait()
+        for slot, answer in chunk.answers.items():
+            if lane.answers.get(slot) is not answer:
                 continue  # finished or stopped since
+            if states[slot] == LOST:
+                lane.release(slot, clean=False)
+                yield _refusal(answer, LOST_WHY)
+                continue
             fresh = int(made[slot]) - answer.told
             answer.told = int(made[slot])
-            done = bool(ended[slot])
+            done = bool(states[slot] == END)
             if done:
-                self._release(slot)
+                lane.release(slot)
             if fresh or done:
                 yield Event(answer.index, out[:fresh, slot].copy(), done)
 
     def _stop_marked(self) -> Iterator[Event]:
-        for slot, answer in list(self._answers.items()):
-            if answer.stopped:
-                self._release(slot)
-                error = GenerationError(f"request {answer.index}: stopped after {answer.told} tokens")
-                yield Event(answer.index, NO_TOKENS, True, error)
-
-    def _release(self, slot: int) -> None:
-        self._free = sorted(self._free + self._answers.pop(slot).slots)
+        for lane in self._lanes:
+            for slot, answer in list(lane.answers.items()):
+                if answer.index in self._stopped:
+                    lane.release(slot, clean=False)
+                    yield _refusal(answer, f"stopped after {answer.told} tokens")
 
     def _admit(self, source: _Source) -> Iterator[Event]:
-        """Fills free rows with waiting requests; returns whether there were any."""
-        new = False
+        """Fills free rows with waiting requests; returns the lanes that got any."""
+        fresh: list[Lane] = []
         while True:
             if source.waiting is None:
                 refused = source.take()
@@ -188,47 +178,23 @@ class Engine:
                     yield refused
                     continue
             wanted = source.waiting
-            if wanted is None or len(wanted.plan.branches) + 1 > len(self._free):
-                if wanted is None and source.more and not self._answers:
+            if wanted is not None and wanted.index in self._stopped:
+                source.waiting = None
+                yield _refusal(wanted, "stopped before it began")
+                continue
+            lane = max(self._lanes, key=lambda lane: len(lane.free))
+            if wanted is None or len(wanted.plan.branches) + 1 > len(lane.free):
+                if wanted is None and source.more and not any(lane.answers for lane in self._lanes):
                     time.sleep(IDLE)
-                return new
+                return fresh
             source.waiting = None
-            needed = len(wanted.plan.branches) + 1
-            slots, self._free = self._free[:needed], self._free[needed:]
-            self._fill(wanted.plan, slots)
-            self._answers[slots[0]] = _Answer(wanted.index, slots)
-            new = True
+            lane.admit(wanted.index, wanted.name, wanted.plan)
+            fresh.append(lane)
 
-    def _fill(self, plan: Plan, slots: list[int]) -> None:
-        leader = slots[0]
-        for number, slot in enumerate(slots):
-            # The last id of the answer's own prompt is left to the first step; branches wait for <boi>.
-            ids, last = (plan.prompt[:-1], plan.prompt[-1]) if number == 0 else (plan.branches[number - 1], 0)
-            length, own = len(ids), number == 0 and len(slots) > 1
-            settings = Settings(
-                grammar=plan.grammar,
-                seed=np.uint32(plan.seed),
-                leader=np.int32(leader),
-                unconditional=np.int32(slots[1] if own else slot),
-                image_only=np.int32(slots[-1] if own else slot),
-                base=np.int32(length),
-                restarts=np.bool_(number == 1),
-            )
-            padded = np.zeros(_bucket(length, self.capacity), np.int32)
-            padded[:length] = ids
-            start, left = (plan.start, plan.left) if number == 0 else (END, 0)
-            self._state = self._read_prompt(
-                self._weights,
-                self._state,
-                np.int32(slot),
-                padded,
-                np.int32(length),
-                np.int32(last),
-                settings,
-                np.int32(start),
-                np.int32(left),
-                config=self.config,
-            )
+
+def _refusal(request: Answer | _Waiting, why: str) -> Event:
+    """The last event of a request that gets no (more) answer."""
+    return Event(request.index, NO_TOKENS, True, GenerationError(f"{request.name}: {why}"))
 
 
 class _Source:
@@ -266,10 +232,5 @@ class _Source:
                 wrapped.__cause__ = error
                 error = wrapped
             return Event(index, NO_TOKENS, True, error)
-        self.waiting = _Waiting(index, made)
+        self.waiting = _Waiting(index, name, made)
         return None
-
-
-def _bucket(length: int, capacity: int) -> int:
-    """The next power of two, so that few programs are compiled."""
-    return min(max(SMALLEST_BUCKET, 1 << max(length - 1, 0).bit_length()), capacity)

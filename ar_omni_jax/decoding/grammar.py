@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 
 import jax
@@ -39,6 +40,7 @@ from ar_omni_jax.vocabulary import JointVocabulary, Modality
 CLASSES = ("text", "image", "speech", "boi", "eoi", "boa", "eoa", "eos", "eom", "ins", "res", "other")
 OPENERS = {"text": "text", "image": "boi", "speech": "boa"}  # class of the token that begins a part
 CLOSERS = {"image": "eoi", "speech": "eoa"}
+ENDS = ("eos", "eom")  # of a whole answer
 
 # Largest number of tokens of a part unless the caller says otherwise (speech: 15 s at 40 codes a second).
 DEFAULT_BUDGETS = {"text": 128, "speech": 600}
@@ -194,7 +196,9 @@ def _add_switch(machine: _Machine, switch: ModeSwitch) -> int:
     if unknown or not switch.ends:
         known = ", ".join(CLASSES)
         raise StrategyError(f"ModeSwitch: {unknown or 'no'} markers; it may name {known}, and needs an end")
-    greedy, sample = (machine.state(s, largest=UNREACHABLE) for s in (switch.greedy, switch.sample))
+    # Its states are not parts, and guidance is for image parts only.
+    unguided = (dataclasses.replace(s, guidance=None) for s in (switch.greedy, switch.sample))
+    greedy, sample = (machine.state(s, largest=UNREACHABLE) for s in unguided)
     for state in (greedy, sample):
         machine.edges[state] = dict.fromkeys(CLASSES, state)
         machine.edges[state] |= dict.fromkeys(switch.greedy_after, greedy)
@@ -203,8 +207,22 @@ def _add_switch(machine: _Machine, switch: ModeSwitch) -> int:
     return greedy if switch.greedy_first else sample
 
 
+def _check_task(task: str, grammar: TaskGrammar) -> None:
+    """StrategyError for a declaration whose answers would not parse as what it says."""
+    parts, where = grammar.parts, f"task {task!r}"
+    if not parts or not set(parts) <= set(PART_KINDS):
+        raise StrategyError(f"{where}: parts {parts!r}; give at least one of {', '.join(PART_KINDS)}")
+    if grammar.end not in ENDS:
+        raise StrategyError(f"{where}: ends with {grammar.end!r}; use {' or '.join(ENDS)}")
+    if ("text", "text") in itertools.pairwise(parts):
+        raise StrategyError(f"{where}: parts {parts!r} have two texts in a row, which nobody could tell from one")
+    if grammar.any_order and len(set(parts)) < len(parts):
+        raise StrategyError(f"{where}: parts {parts!r} in any order may come again anyway; name each once")
+
+
 def _add_task(machine: _Machine, task: str, grammar: TaskGrammar, limits: Mapping, strategies, guidance) -> int:
     """Adds the states of one task; returns its start."""
+    _check_task(task, grammar)
 
     def strategy(kind, guided=False):
         found = strategy_for(strategies, task, kind)
@@ -251,9 +269,10 @@ def part_limits(vocabulary: JointVocabulary, budgets: Mapping[str, int] | None) 
     """(least, largest) number of ids of each part; `budgets` overrides the largest of text and speech."""
     budgets = dict(budgets or {})
     for kind, value in budgets.items():
-        if kind not in DEFAULT_BUDGETS or value < 1:
-            raise StrategyError(f"budgets[{kind!r}] = {value!r}: give positive numbers for text and speech only")
-    limits = {kind: (1, int(value)) for kind, value in (DEFAULT_BUDGETS | budgets).items()}
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if kind not in DEFAULT_BUDGETS or not whole or value < 1:
+            raise StrategyError(f"budgets[{kind!r}] = {value!r}: give positive integers for text and speech only")
+    limits = {kind: (1, min(int(value), UNREACHABLE)) for kind, value in (DEFAULT_BUDGETS | budgets).items()}
     return limits | {"image": (vocabulary.image_length,) * 2}
 
 

@@ -6,12 +6,13 @@ While an image is made, its row has one or two more branches that read the same 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from ar_omni_jax.vocabulary import JointVocabulary
+
+LARGEST_SCALE = 1e6  # beyond it the mixture of logits may overflow float32
 
 
 class GuidanceError(ValueError):
@@ -47,10 +48,13 @@ class Guidance:
         return self.text_scale != 1 or self.image_scale != 1
 
     def check(self) -> None:
-        """GuidanceError when a scale is not a number or a branch is empty."""
+        """GuidanceError when a scale is no number or far from any use, or a branch is empty."""
         for name in ("text_scale", "image_scale"):
-            if not math.isfinite(getattr(self, name)):
-                raise GuidanceError(f"Guidance.{name} = {getattr(self, name)!r}: must be a finite number")
+            if not abs(getattr(self, name)) <= LARGEST_SCALE:
+                raise GuidanceError(
+                    f"Guidance.{name} = {getattr(self, name)!r}: must be a number from -{LARGEST_SCALE:g} to "
+                    f"{LARGEST_SCALE:g}"
+                )
         for name in ("unconditional", "image_only"):
             if getattr(self, name) == ():
                 raise GuidanceError(f"Guidance.{name} is empty: give at least one id, or None")

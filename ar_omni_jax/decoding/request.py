@@ -12,11 +12,13 @@ from ar_omni_jax.decoding.grammar import (
     Declaration,
     Grammar,
     ModeSwitch,
+    TaskGrammar,
     compile_grammar,
     longest_answer,
     pad_states,
 )
 from ar_omni_jax.decoding.guidance import Guidance, branches
+from ar_omni_jax.decoding.strategy import Strategy, strategy_for
 from ar_omni_jax.vocabulary import JointVocabulary
 
 MAX_STATES = 16  # of one request's machine; the most of a built-in task are 8
@@ -94,8 +96,7 @@ def plan(request: Request, name: str, vocabulary: JointVocabulary, capacity: int
     """
     task, declared = _declaration(request, name)
     prompt = _ids(request.prompt, name, vocabulary)
-    if request.guidance is not None:
-        request.guidance.check()
+    seed = _settings(request, name)
     grammar, starts = compile_grammar(
         vocabulary,
         tasks={task: declared},
@@ -105,18 +106,32 @@ def plan(request: Request, name: str, vocabulary: JointVocabulary, capacity: int
     )
     if len(grammar.least) > MAX_STATES:
         raise GenerationError(f"{name}: task {task!r} has {len(grammar.least)} states, more than {MAX_STATES}")
-    extra = _branch_prompts(request, name, grammar, prompt, vocabulary)
+    extra = _branch_prompts(request, name, task, grammar, prompt, vocabulary)
     longest = max(prompt, *extra, key=len) if extra else prompt  # every row of the answer must hold its tokens
     left = _room(request, name, task, declared, longest, int(grammar.need(starts[task], 0)), vocabulary, capacity)
-    return Plan(prompt, extra, pad_states(grammar, MAX_STATES), starts[task], left, int(request.seed) % (1 << 32))
+    return Plan(prompt, extra, pad_states(grammar, MAX_STATES), starts[task], left, seed)
 
 
 def _declaration(request: Request, name: str) -> tuple[str, Declaration]:
-    if not isinstance(request.task, str):
+    if isinstance(request.task, TaskGrammar | ModeSwitch):
         return "custom", request.task
-    if request.task not in DECLARATIONS:
+    if not isinstance(request.task, str) or request.task not in DECLARATIONS:
         raise GenerationError(f"{name}: unknown task {request.task!r}; known tasks: {', '.join(DECLARATIONS)}")
     return request.task, DECLARATIONS[request.task]
+
+
+def _settings(request: Request, name: str) -> int:
+    """The seed as the device has it; GenerationError for settings of a wrong type, whoever sent them."""
+    if not isinstance(request.seed, int | np.integer) or isinstance(request.seed, bool):
+        raise GenerationError(f"{name}: seed {request.seed!r} is not an integer")
+    for key, strategy in (request.strategies or {}).items():
+        if not isinstance(strategy, Strategy):
+            raise GenerationError(f"{name}: strategies[{key!r}] is a {type(strategy).__name__}; give a Strategy")
+    if request.guidance is not None:
+        if not isinstance(request.guidance, Guidance):
+            raise GenerationError(f"{name}: guidance is a {type(request.guidance).__name__}; give a Guidance")
+        request.guidance.check()
+    return int(request.seed) % (1 << 32)
 
 
 def _ids(prompt, name: str, vocabulary: JointVocabulary) -> np.ndarray:
@@ -150,12 +165,11 @@ def _room(request, name, task, declared, prompt, need, vocabulary, capacity) -> 
     return room
 
 
-def _branch_prompts(request, name, grammar: Grammar, prompt, vocabulary) -> list[np.ndarray]:
+def _branch_prompts(request, name, task: str, grammar: Grammar, prompt, vocabulary) -> list[np.ndarray]:
     """Prompts of the extra rows that guidance needs; none without guidance in any state."""
     picking = grammar.picking
     if not ((picking.text_scale != 1) | (picking.image_scale != 1)).any():
         return []
-    strategies = (request.strategies or {}).values()
-    used = next((s.guidance for s in strategies if s.guidance is not None), request.guidance)
+    used = strategy_for(request.strategies, task, "image").guidance or request.guidance
     used.check()
     return [_ids(ids, f"{name}, guidance", vocabulary) for ids in branches(used, prompt, vocabulary)]

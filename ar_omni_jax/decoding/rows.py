@@ -1,8 +1,8 @@
-"""The rows that decode together, as they live on the device, and the two compiled programs that change them.
+"""The rows that decode together, as they live on the device, and the compiled programs that change them.
 
-`read_prompt` fills a free row; `make_tokens` makes a number of tokens for all rows. Compiled (`programs`), both take
-the rows by donation, so there is one cache, updated in place. A row holds a token that it has not read yet: the last
-of its prompt, then each new one. A step reads it, and picks the next.
+`read_prompt` fills a free row; `make_tokens` makes a number of tokens for all rows; `clear_row` forgets one that was
+broken off. Compiled (`programs`), all take the rows by donation, so there is one cache, updated in place. A row holds
+a token that it has not read yet: the last of its prompt, then each new one. A step reads it, and picks the next.
 
 A row may lead others, the branches of its guidance. They read the leader's image tokens, each after its own
 prompt, and their logits are mixed into the leader's while it makes an image.
@@ -27,6 +27,7 @@ from ar_omni_jax.model.cache import KVCache, decode, empty_cache, logits_of, pre
 from ar_omni_jax.model.config import TransformerConfig
 from ar_omni_jax.model.decode_weights import DecodeWeights
 
+LOST = -1  # state of a row whose logits are no numbers, or whose pick was no legal id; whoever reads it ends the row
 NEVER, IN_PROMPT = 0, 1  # values of `last_seen`; the answer's m-th token (from 0) leaves m + 2
 BRANCH_BITS = sum(1 << CLASSES.index(name) for name in ("boi", "image", "eoi"))
 
@@ -136,6 +137,18 @@ def read_prompt(
     return Rows(cache, progress, settings, rows.class_of)
 
 
+def clear_row(rows: Rows, slot) -> Rows:
+    """Zeros for keys and values of row `slot`. What stands beyond a row's length is masked by an addition to its
+    scores, which NaN survives: a row that may hold some must not leave them to the next request."""
+
+    def zeros(old):
+        return jax.lax.dynamic_update_slice(old, jnp.zeros_like(old, shape=(1, *old.shape[1:])), (slot, 0, 0, 0))
+
+    cache = rows.cache
+    keys, values = (tuple(map(zeros, arrays)) for arrays in (cache.keys, cache.values))
+    return dataclasses.replace(rows, cache=dataclasses.replace(cache, keys=keys, values=values))
+
+
 def make_tokens(weights: DecodeWeights, rows: Rows, keep_B, steps, until_one_ends, *, config, width: int):
     """Makes up to `steps` tokens of every row.
 
@@ -143,8 +156,8 @@ def make_tokens(weights: DecodeWeights, rows: Rows, keep_B, steps, until_one_end
       keep_B: bool, rows that may go on; the others end now, without a token.
       steps: int32, at most `width`. until_one_ends: bool, stop early so that a waiting request can have the row.
     Returns:
-      (rows, ids [width, B], tokens made since admission [B], whether each row has ended [B]). A row's new ids
-      stand in the first of its column.
+      (rows, ids [width, B], tokens made since admission [B], grammar state [B]: END, LOST or on its way). A row's
+      new ids stand in the first of its column.
     """
     progress = rows.progress
     state = jnp.where(keep_B, progress.state, END)
@@ -166,7 +179,7 @@ def make_tokens(weights: DecodeWeights, rows: Rows, keep_B, steps, until_one_end
     cache = rows.cache.squeezed() if single else rows.cache
     _, cache, progress, out = jax.lax.while_loop(running, one, (jnp.int32(0), cache, progress, out))
     cache = cache.unsqueezed() if single else cache
-    return Rows(cache, progress, rows.settings, rows.class_of), out, progress.made, progress.state == END
+    return Rows(cache, progress, rows.settings, rows.class_of), out, progress.made, progress.state
 
 
 def _step(weights, config, settings: Settings, class_of, cache: KVCache, progress: Progress):
@@ -193,7 +206,11 @@ def _step(weights, config, settings: Settings, class_of, cache: KVCache, progres
         return jax.vmap(jax.random.fold_in)(jax.vmap(jax.random.key)(settings.seed), progress.made)
 
     new = pick(logits, has_class(bits, class_of), picking, seen, keys, live)
-    state, count = by_row(Grammar.advance)(settings.grammar, progress.state, progress.count, class_of[new])
+    picked = class_of[new]
+    state, count = by_row(Grammar.advance)(settings.grammar, progress.state, progress.count, picked)
+    sound = (progress.state != LOST) & ((jnp.right_shift(bits, picked) & 1) != 0)
+    sound &= jnp.isfinite(jnp.take_along_axis(logits, new[:, None], axis=1)[:, 0])
+    state = jnp.where(live & ~sound, LOST, state)
     one = live.astype(jnp.int32)
     everyone = jnp.arange(len(new))
     marks = jnp.where(live, progress.made + 2, progress.last_seen[everyone, new])
@@ -234,11 +251,12 @@ def _mixed(logits_BV, settings: Settings, picking: Picking, guided_B):
 
 
 @functools.cache
-def programs(shardings: tuple | None = None):
-    """(read_prompt, make_tokens), compiled once for each set of shapes.
+def programs(shardings: tuple | None = None, single_thread: bool = False):
+    """(read_prompt, make_tokens, clear_row), compiled once for each set of shapes.
 
     Args:
       shardings: on a mesh, (structure, leaves) of the rows' shardings, which the results keep; None without one.
+      single_thread: `make_tokens` for one core of a CPU.
     """
     places = shardings and jax.tree.unflatten(*shardings)
     options = {"donate_argnames": ("rows",)}
@@ -248,6 +266,8 @@ def programs(shardings: tuple | None = None):
             make_tokens,
             static_argnames=("config", "width"),
             out_shardings=places and (places, None, None, None),
+            compiler_options={"xla_cpu_multi_thread_eigen": False} if single_thread else None,
             **options,
         ),
+        jax.jit(clear_row, out_shardings=places, **options),
     )

@@ -16,7 +16,7 @@ class StrategyError(ValueError):
 
 
 PENALTY_SCOPES = ("row", "answer", "part")
-
+LEAST, MOST = 1e-6, 1e6  # of temperature and penalty: beyond them logits over- or underflow float32
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
@@ -44,12 +44,13 @@ class Strategy:
     guidance: Guidance | None = None
 
     def __post_init__(self):
+        between = f"must be in [{LEAST:g}, {MOST:g}]"
         for name, good, rule in (
-            ("temperature", self.temperature > 0, "must be positive (use greedy=True for the likeliest)"),
+            ("temperature", LEAST <= self.temperature <= MOST, f"{between} (use greedy=True for the likeliest)"),
             ("top_k", self.top_k >= 0, "must be 0 (off) or positive"),
             ("top_p", 0 < self.top_p <= 1, "must be in (0, 1]"),
             ("min_p", 0 <= self.min_p < 1, "must be in [0, 1)"),
-            ("repetition_penalty", self.repetition_penalty > 0, "must be positive"),
+            ("repetition_penalty", LEAST <= self.repetition_penalty <= MOST, between),
             ("penalty_scope", self.penalty_scope in PENALTY_SCOPES, f"must be one of {', '.join(PENALTY_SCOPES)}"),
         ):
             if not good:

@@ -142,19 +142,20 @@ def table(record: dict) -> str:
         *([f"THE MACHINE WAS BUSY (load {m['load']} before the start): these times say little"] if _busy(m) else []),
         "",
         f"{'batch':>5} {'first ms':>9} {'tokens/s':>9} {'step ms':>8} {'% of limit':>10} {'compile s':>9} "
-        f"{'HF first ms':>11} {'HF tokens/s':>11} {'ratio':>6} {'same ids':>8}",
+        f"{'HF first ms':>11} {'HF tokens/s':>11} {'ratio':>6} {'same ids':>8} {'margin':>8}",
     ]
     for r in record["batches"]:
         hf = r.get("hf")
-        right = (
-            f"{hf['first_token_ms']:>11.1f} {hf['tokens_per_second']:>11.0f} {hf['ratio']:>6.2f} {hf['same_ids']:>8.1%}"
-            if hf
-            else f"{'-':>11} {'-':>11} {'-':>6} {'-':>8}"
-        )
+        right = [f"{'-':>{width}}" for width in (11, 11, 6, 8, 8)]
+        if hf:
+            right = [f"{hf['first_token_ms']:>11.1f}", f"{hf['tokens_per_second']:>11.0f}", f"{hf['ratio']:>6.2f}"]
+            right += [f"{hf['same_ids']:>8.1%}", f"{'-' if hf['margin'] is None else format(hf['margin'], '.1e'):>8}"]
         lines.append(
             f"{r['batch']:>5} {r['first_token_ms']:>9.1f} {r['tokens_per_second']:>9.0f} {r['step_ms']:>8.2f} "
-            f"{r['percent_of_limit']:>10.1f} {r['compile_seconds']:>9.1f} {right}"
+            f"{r['percent_of_limit']:>10.1f} {r['compile_seconds']:>9.1f} {' '.join(right)}"
         )
+    if any(r.get("hf") for r in record["batches"]):
+        lines.append("margin: logits apart, in standard deviations, where an answer first differs from HF's")
     lines += [f"batch {r['batch']}: {r['note']}" for r in record["batches"] if r.get("note")]
     if "speech" in record:
         s = record["speech"]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ar_omni_jax.decoding.engine import Engine, Request
 from ar_omni_jax.decoding.strategy import GREEDY, ModeSwitch
+from ar_omni_jax.evaluation.agreement import compare
 from ar_omni_jax.evaluation.hf_baseline import Baseline
 from ar_omni_jax.evaluation.latency_subjects import Subject, cache_bytes, weight_bytes
 from ar_omni_jax.tokenizers.speech.streaming import SpeechStream
@@ -20,6 +21,7 @@ UNCONSTRAINED = ModeSwitch(
     greedy_after=(), sample_after=(), greedy_first=True, ends=("eom",), greedy=GREEDY, sample=GREEDY
 )
 ATTEMPTS = 6  # at finding prompts that no row ends early
+REST = 0.3  # seconds before a run: threads of the rival's library wait for more work at full speed for a while
 BUCKET = 64  # cache lengths are multiples of it
 
 
@@ -87,8 +89,10 @@ def measure_batch(
     if baseline is not None:
         baseline.generate(prompts, new)
     for _ in range(repeats):
+        time.sleep(REST)
         warm.append(run(engine, requests))
         if baseline is not None:
+            time.sleep(REST)
             ids, seconds = baseline.generate(prompts, new)
             theirs.append(seconds)
             firsts.append(baseline.generate(prompts, 1)[1])
@@ -113,7 +117,7 @@ def measure_batch(
             "tokens_per_second": rate,
             "first_token_ms": 1e3 * statistics.median(firsts),
             "ratio": row["tokens_per_second"] / rate,
-            "same_ids": _agreement(warm[0].answers, ids),
+            **compare(subject.model, prompts, warm[0].answers, ids),
         }
     return row
 
@@ -139,12 +143,6 @@ def _step_bytes(subject: Subject, rows: int, weights: str, length: float) -> flo
     config = subject.model.config
     cache = weights if weights != "int8" else str(config.dtype)
     return weight_bytes(config, weights) + cache_bytes(config, rows, length, cache)
-
-
-def _agreement(ours: list[np.ndarray], theirs: np.ndarray) -> float:
-    """Share of equal ids; the last of ours is the forced end marker and does not count."""
-    equal = [ours_row[:-1] == row[: len(ours_row) - 1] for ours_row, row in zip(ours, theirs, strict=True)]
-    return float(np.concatenate(equal).mean())
 
 
 def measure_speech(subject: Subject, *, codes: int, weights: str, prompt: int, chunk: int, repeats: int) -> dict:

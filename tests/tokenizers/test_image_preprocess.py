@@ -1,6 +1,7 @@
 """Pictures in and out: equality with the golden, and what happens to bad files."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,33 @@ def test_decompression_bomb_is_refused_before_decoding():
     assert len(buffer.getvalue()) < 100_000
     with pytest.raises(ImageError, match="20000x5000 is more than"):
         read_image(buffer.getvalue(), 64)
+
+
+def test_arrays_and_narrow_pictures_have_the_same_limit():
+    """An array is refused before anything is copied (this one owns no memory); a thin line before it is enlarged."""
+    huge = np.broadcast_to(np.uint8(7), (20000, 5000, 3))
+    with pytest.raises(ImageError, match="image array: 5000x20000 is more than 64000000 pixels; shrink it"):
+        read_image(huge, 64)
+    with pytest.raises(ImageError, match="1x20000 is too narrow: .* 64x1280000, more than"):
+        read_image(np.zeros((20000, 1), np.uint8), 64)
+    with pytest.raises(ImageError, match="20000x1 is too narrow"):
+        read_image(_png(np.zeros((1, 20000, 3))), 64)
+    assert read_image(np.zeros((15000, 1), np.uint8), 64).shape == (64, 64, 3)
+
+
+def test_transparency_is_the_same_in_bands(monkeypatch):
+    """A tall picture is blended some rows at a time."""
+    array = np.random.default_rng(3).integers(0, 256, (50, 7, 4), np.uint8)
+    whole = read_image(array, 7)
+    monkeypatch.setattr(sys.modules[preprocess.__module__], "_BAND", 20)
+    np.testing.assert_array_equal(read_image(array, 7), whole)
+
+
+@pytest.mark.parametrize("source", [10**12, 3.5, None, [1, 2]])
+def test_what_is_no_picture_at_all_is_a_type_error(source):
+    """Above all a number, which bytes() takes for a length."""
+    with pytest.raises(TypeError):
+        read_image(source, 8)
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((4, 4, 3), "f4"), ((4, 4, 2), "u1"), ((0, 4), "u1")])

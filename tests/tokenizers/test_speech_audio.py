@@ -65,6 +65,32 @@ def test_bad_input_is_explained(source, message):
         read_audio(source, 16000)
 
 
+def silence(frames, rate, channels=1):
+    """A FLAC file of nothing: kilobytes, however long."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((frames, channels), np.int16), rate, format="FLAC")
+    return file.getvalue()
+
+
+def test_too_long_is_refused_before_decoding(monkeypatch):
+    monkeypatch.setattr("ar_omni_jax.tokenizers.speech.audio.MAX_SAMPLES", 100_000)
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **options: pytest.fail("decoded"))
+    for source in (silence(100_001, 16000), silence(50_001, 16000, channels=2), silence(50_001, 8000)):
+        assert len(source) < 20_000
+        with pytest.raises(AudioError, match="are more than 100000.*cut it first"):
+            read_audio(source, 16000)
+    with pytest.raises(AudioError, match="audio array.* are more than 100000"):
+        read_audio(np.broadcast_to(np.float32(0), 10**9), 16000)
+
+
+def test_a_rate_that_would_stretch_a_sound_to_gigabytes_is_refused():
+    with pytest.raises(AudioError, match="at 1 Hz are more than"):
+        read_audio(wav_bytes(np.zeros(20_000, np.int16), 1), 16000)
+    for rate in (0, -8000, float("nan"), float("inf"), "16000"):
+        with pytest.raises(AudioError, match="give a positive number"):
+            read_audio(tone(16000), 16000, source_rate=rate)
+
+
 def test_missing_and_empty_files_are_named(tmp_path):
     with pytest.raises(AudioError, match="gone.wav.*does not exist"):
         read_audio(tmp_path / "gone.wav", 16000)

@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ar_omni_jax.tokenizers.speech import SpeechTokenizer
+from ar_omni_jax.tokenizers.speech import SpeechTokenizer, backbone
 from ar_omni_jax.tokenizers.speech.codec import SpeechCodec
 from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig
 from ar_omni_jax.tokenizers.speech.stream_table import measure, seam_error, table
@@ -122,6 +122,30 @@ def test_seams_do_not_click(windowed):
     cut_jump, cut_kink = seam_error(hard_cut(windowed, codes), offline, seams)
     assert jump < 1 and kink < 1  # a seam is no rougher than the rest of the difference
     assert cut_jump > 2 and cut_kink > 2  # the measure sees a click where there is one
+
+
+def local(monkeypatch) -> SpeechTokenizer:
+    """The same codec with what sees all of time taken out: no statistics over the utterance, no attention."""
+    monkeypatch.setattr(backbone.GroupNorm, "__call__", lambda self, x: 0.5 * x * self.scale[...] + self.bias[...])
+    monkeypatch.setattr(backbone.AttentionBlock, "__call__", lambda self, x: x)
+    return published_shape.__wrapped__()
+
+
+def test_windows_miss_only_what_sees_all_of_time(windowed, monkeypatch):
+    """Without GroupNorm's statistics and attention, a window that holds the convolutions' reach is offline decoding.
+    With them the same window is not: what is left of the difference is not the windows' to mend."""
+    reach = 3 + 8 * 1 + 2 * 3 + 2  # embedding, residual blocks, ConvNeXt blocks, the frames that overlap in a sample
+    codes, sizes = random_codes(110), {"lookahead": reach, "left_context": 20, "step": 20}  # few programs to compile
+
+    def difference(tokenizer, **changes):
+        stream = SpeechStream(tokenizer, **sizes | changes)
+        made, offline = np.concatenate([stream.push(codes), stream.finish()]), tokenizer.decode(codes)
+        return np.abs(made - offline).max() / np.sqrt(np.mean(offline**2))
+
+    assert difference(windowed) > 1e-2
+    without = local(monkeypatch)
+    assert difference(without) < 1e-4
+    assert difference(without, left_context=0) > 1e-3  # nor is the codec so local that any window would do
 
 
 def test_cost_grows_linearly(windowed, monkeypatch):

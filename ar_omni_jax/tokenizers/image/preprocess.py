@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
-"""Largest picture that is decoded, in pixels; a larger one is taken for a decompression bomb."""
+"""Largest picture that is decoded, in pixels; a larger one is taken for a decompression bomb. The same limit holds
+once its shorter side has the wanted size: of a picture one pixel wide a few kilobytes would become gigabytes."""
+_BAND = 1 << 20  # pixels blended at a time: in float64 a whole picture would take gigabytes
 
 
 class ImageError(ValueError):
@@ -34,17 +36,37 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         return Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8)).convert("RGB")
     if picture.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in picture.info:
         return picture.convert("RGB")
-    rgba = np.asarray(picture.convert("RGBA"), np.float64)
-    alpha = rgba[..., 3:] / 255.0
-    return Image.fromarray(((1 - alpha) * 255.0 + alpha * rgba[..., :3]).astype(np.uint8))
+    rgba = np.asarray(picture.convert("RGBA"))
+    rgb = np.empty((*rgba.shape[:2], 3), np.uint8)
+    rows = max(1, _BAND // rgba.shape[1])
+    for top in range(0, len(rgba), rows):
+        band = rgba[top : top + rows].astype(np.float64)
+        alpha = band[..., 3:] / 255.0
+        rgb[top : top + rows] = ((1 - alpha) * 255.0 + alpha * band[..., :3]).astype(np.uint8)
+    return Image.fromarray(rgb)
+
+
+def _resized(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    """(width, height) once the shorter side is `size`."""
+    scale = size / min(shape)
+    return max(size, round(shape[0] * scale)), max(size, round(shape[1] * scale))
+
+
+def _check_size(name: str, width: int, height: int, size: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; shrink it first")
+    wide, high = _resized((width, height), size)
+    if wide * high > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: {width}x{height} is too narrow: with its shorter side at {size} it would have {wide}x{high}, "
+            f"more than {MAX_PIXELS} pixels; crop it first"
+        )
 
 
 def preprocess(picture: Image.Image, size: int) -> np.ndarray:
     """Picture of any mode and shape to float32 [size, size, 3] in [-1, 1]."""
     picture = _to_rgb(picture)
-    width, height = picture.size
-    scale = size / min(width, height)
-    resized = max(size, round(width * scale)), max(size, round(height * scale))
+    resized = _resized(picture.size, size)
     if resized != picture.size:
         picture = picture.resize(resized, Image.Resampling.LANCZOS)
     left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
@@ -52,7 +74,7 @@ def preprocess(picture: Image.Image, size: int) -> np.ndarray:
     return pixels / np.float32(127.5) - np.float32(1)
 
 
-def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
+def _open(source: str | os.PathLike | bytes, name: str, size: int) -> Image.Image:
     if isinstance(source, str | os.PathLike):
         try:
             data = Path(source).read_bytes()
@@ -61,7 +83,7 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
         except OSError as error:
             raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
     else:
-        data = bytes(source)
+        data = bytes(memoryview(source))  # a number is a TypeError, not that many zeros
     if not data:
         raise ImageError(f"{name}: is empty")
     try:
@@ -70,10 +92,7 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
         raise ImageError(f"{name}: is not a picture in a known format (PNG, JPEG, WebP, ...)") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"{name}: cannot be opened ({error})") from error
-    if picture.width * picture.height > MAX_PIXELS:
-        raise ImageError(
-            f"{name}: {picture.width}x{picture.height} is more than {MAX_PIXELS} pixels; shrink it first"
-        )
+    _check_size(name, picture.width, picture.height, size)
     try:
         picture.load()
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on broken data
@@ -81,7 +100,7 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
     return picture
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(array: np.ndarray, size: int) -> Image.Image:
     if array.dtype != np.uint8:
         raise ImageError(f"image array: dtype must be uint8 (0..255), got {array.dtype}")
     if array.ndim == 3 and array.shape[-1] == 1:
@@ -90,6 +109,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise ImageError(
             f"image array: shape must be [H, W], [H, W, 3] or [H, W, 4], got {list(array.shape)}"
         )
+    _check_size("image array", array.shape[1], array.shape[0], size)
     return Image.fromarray(array)
 
 
@@ -97,10 +117,11 @@ def read_image(source: str | os.PathLike | bytes | np.ndarray, size: int) -> np.
     """Reads a path, an encoded file's bytes, or a uint8 array [H, W(, 1 | 3 | 4)].
 
     Returns float32 [size, size, 3] in [-1, 1], RGB. Raises ImageError (a ValueError) when the source is
-    missing, truncated, not a picture, or larger than MAX_PIXELS.
+    missing, truncated, not a picture, or larger than MAX_PIXELS; TypeError when it is none of the three.
     """
-    picture = _from_array(source) if isinstance(source, np.ndarray) else _open(source, _describe(source))
-    return preprocess(picture, size)
+    if isinstance(source, np.ndarray):
+        return preprocess(_from_array(source, size), size)
+    return preprocess(_open(source, _describe(source), size), size)
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:

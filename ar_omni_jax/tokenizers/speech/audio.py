@@ -1,18 +1,34 @@
 """Sound files, bytes or arrays to mono float32 at one sample rate, with errors a person can act on."""
 
 import io
+import math
+import numbers
 import os
 
 import numpy as np
 import soundfile
 import soxr
 
+MAX_SAMPLES = 1 << 28
+"""Longest sound, in samples of all its channels and after resampling: three hours at 24 kHz. Else a few kilobytes of
+compressed silence, or of sound that claims a rate of 1 Hz, would become gigabytes."""
+
 
 class AudioError(ValueError):
     """The message says which input is unusable and why."""
 
 
-def _decode(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int, str]:
+def _check_length(where: str, frames: int, channels: int, rate: float, sample_rate: int) -> None:
+    if not isinstance(rate, numbers.Real) or not 0 < rate < math.inf:
+        raise AudioError(f"{where}: its rate is {rate!r} Hz; give a positive number")
+    if max(frames * channels, frames * sample_rate / rate) > MAX_SAMPLES:
+        raise AudioError(
+            f"{where}: {frames} x {channels} samples at {rate} Hz are more than {MAX_SAMPLES}, as they are or at "
+            f"{sample_rate} Hz; cut it first"
+        )
+
+
+def _decode(source: str | os.PathLike | bytes, sample_rate: int) -> tuple[np.ndarray, int, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         where, stream = f"audio bytes ({len(source)})", io.BytesIO(source)
         if not len(source):
@@ -25,7 +41,10 @@ def _decode(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int, str]:
             raise AudioError(f"audio file {where}: is not a file, or has 0 bytes")
         where = f"audio file {where}"
     try:
-        samples, rate = soundfile.read(stream, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(stream) as sound:
+            rate = sound.samplerate
+            _check_length(where, sound.frames, sound.channels, rate, sample_rate)
+            samples = sound.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioError(f"{where}: cannot be decoded ({error}); WAV, FLAC, OGG and MP3 are understood") from error
     return samples, rate, where
@@ -39,17 +58,19 @@ def read_audio(
     source: a path, an encoded file's bytes, or samples [T] or [T, channels]: float in [-1, 1], or a signed
     integer type scaled by its range. Arrays are taken to be at `source_rate` (default `sample_rate`).
     Channels are averaged; other rates are resampled (soxr, high quality). Levels are kept as they are.
-    Raises AudioError for what is missing, empty, undecodable, or not finite.
+    Raises AudioError for what is missing, empty, undecodable, too long, or not finite.
     """
     if isinstance(source, np.ndarray):
-        samples, rate, where = source, source_rate or sample_rate, f"audio array {source.dtype}{list(source.shape)}"
+        samples, where = source, f"audio array {source.dtype}{list(source.shape)}"
+        rate = sample_rate if source_rate is None else source_rate
         if samples.ndim not in (1, 2) or samples.dtype.kind not in "fi":
             raise AudioError(f"{where}: expected float or signed integer samples [T] or [T, channels]")
+        _check_length(where, samples.shape[0], samples[:1].size, rate, sample_rate)
         scale = float(-np.iinfo(samples.dtype).min) if samples.dtype.kind == "i" else 1.0
         samples = samples.astype(np.float32) / np.float32(scale)
         samples = samples[:, None] if samples.ndim == 1 else samples
     else:
-        samples, rate, where = _decode(source)
+        samples, rate, where = _decode(source, sample_rate)
     if not samples.size:
         raise AudioError(f"{where}: has no samples")
     if not np.isfinite(samples).all():

@@ -1,0 +1,191 @@
+"""Lanes: rows that decode together in one program, and that program's state on the device.
+
+An accelerator has one lane. On a CPU the products of a few rows with small matrices are too small to be shared by
+threads (they spend as long meeting as multiplying), so rows of a model whose weights stay in the cache are dealt to
+several lanes, each on one core of its own, side by side.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ar_omni_jax.decoding.grammar import END
+from ar_omni_jax.decoding.placement import place_rows
+from ar_omni_jax.decoding.request import Plan
+from ar_omni_jax.decoding.rows import Settings, empty_rows, programs
+from ar_omni_jax.model.config import TransformerConfig
+from ar_omni_jax.model.decode_weights import DecodeWeights
+
+SMALLEST_BUCKET = 16
+ROWS_OF_A_LANE = 4  # at least: a row with both branches of its guidance fits, and weights are read for several rows
+CACHED_BYTES = 32 << 20  # of weights: above, lanes would take turns at the memory
+
+
+@dataclasses.dataclass
+class Answer:
+    """One request under way: what errors call it; its row first, then its branches' rows; how many tokens were told."""
+
+    index: int
+    name: str
+    slots: list[int]
+    told: int = 0
+
+
+@dataclasses.dataclass
+class Chunk:
+    """Tokens being made: whose they are (by slot), and how to wait for (ids [width, rows], tokens made since
+    admission [rows], grammar states [rows])."""
+
+    answers: dict[int, Answer]
+    results: Any
+
+    def wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The three arrays; raises what went wrong on the device."""
+        results = self.results
+        if isinstance(results, concurrent.futures.Future):
+            results = results.result()
+        out, made, states = map(np.asarray, results)
+        return out, made, states
+
+
+class Lane:
+    """`rows` rows with room for `capacity` tokens each.
+
+    Args:
+      alone: on a thread of its own, with programs of one thread (CPU without a mesh only).
+    Attributes:
+      answers: by the slot of each answer's own row. free: slots in no use, ascending.
+    """
+
+    def __init__(
+        self,
+        weights: DecodeWeights,
+        config: TransformerConfig,
+        class_of: np.ndarray,
+        *,
+        rows: int,
+        capacity: int,
+        chunk: int,
+        mesh: Mesh | None,
+        alone: bool,
+    ):
+        self.rows, self.capacity, self.chunk = rows, capacity, chunk
+        self._weights, self._config = weights, config
+        self._state, shardings = place_rows(empty_rows(config, class_of, rows, capacity), mesh)
+        self._read_prompt, self._make_tokens, self._clear_row = programs(shardings, single_thread=alone)
+        # The runtime keeps the order of what one thread starts, so lanes must be started by different ones.
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "decoding-lane") if alone else None
+        self._begun: list[concurrent.futures.Future] = []  # prompts handed to the thread since the last chunk
+        self.answers: dict[int, Answer] = {}
+        self.free = list(range(rows))
+        self._unclean: set[int] = set()  # slots whose last request was broken off, or lost: they may hold anything
+
+    def admit(self, index: int, name: str, plan: Plan) -> None:
+        """Gives the request rows, which must be free, and reads its prompts into them."""
+        needed = len(plan.branches) + 1
+        slots, self.free = self.free[:needed], self.free[needed:]
+        unclean = self._unclean.intersection(slots)
+        self._unclean -= unclean
+        self.answers[slots[0]] = Answer(index, name, slots)
+        if self._thread is None:
+            self._fill(plan, slots, unclean)
+        else:
+            self._begun.append(self._thread.submit(self._fill, plan, slots, unclean))
+
+    def release(self, slot: int, *, clean: bool = True) -> None:
+        """Frees the rows of the answer at `slot`; clean: it ended by itself."""
+        slots = self.answers.pop(slot).slots
+        self.free = sorted(self.free + slots)
+        if not clean:
+            self._unclean.update(slots)
+
+    def abandon(self) -> None:
+        """Frees all rows."""
+        for slot in list(self.answers):
+            self.release(slot, clean=False)
+
+    def start(self, steps: int, until_one_ends: bool) -> Chunk:
+        """Starts `steps` tokens, at most `chunk`, of every row under way."""
+        for begun in self._begun:  # a prompt's failure is the next chunk's
+            if begun.done():
+                begun.result()
+        keep = np.zeros(self.rows, bool)
+        keep[list(self.answers)] = True
+        call = (keep, np.int32(min(steps, self.chunk)), np.bool_(until_one_ends))
+        begun, self._begun = self._begun, []
+        run = self._run(call, ()) if self._thread is None else self._thread.submit(self._run, call, begun)
+        return Chunk(dict(self.answers), run)
+
+    def _run(self, call, begun):
+        for prompt in begun:
+            prompt.result()
+        self._state, *results = self._make_tokens(
+            self._weights, self._state, *call, config=self._config, width=self.chunk
+        )
+        return results
+
+    def _fill(self, plan: Plan, slots: list[int], unclean: set[int]) -> None:
+        leader = slots[0]
+        for number, slot in enumerate(slots):
+            # The last id of the answer's own prompt is left to the first step; branches wait for <boi>.
+            ids, last = (plan.prompt[:-1], plan.prompt[-1]) if number == 0 else (plan.branches[number - 1], 0)
+            length, own = len(ids), number == 0 and len(slots) > 1
+            settings = Settings(
+                grammar=plan.grammar,
+                seed=np.uint32(plan.seed),
+                leader=np.int32(leader),
+                unconditional=np.int32(slots[1] if own else slot),
+                image_only=np.int32(slots[-1] if own else slot),
+                base=np.int32(length),
+                restarts=np.bool_(number == 1),
+            )
+            if slot in unclean:
+                self._state = self._clear_row(self._state, np.int32(slot))
+            padded = np.zeros(_bucket(length, self.capacity), np.int32)
+            padded[:length] = ids
+            start, left = (plan.start, plan.left) if number == 0 else (END, 0)
+            self._state = self._read_prompt(
+                self._weights,
+                self._state,
+                np.int32(slot),
+                padded,
+                np.int32(length),
+                np.int32(last),
+                settings,
+                np.int32(start),
+                np.int32(left),
+                config=self._config,
+            )
+
+
+def make_lanes(weights: DecodeWeights, config, class_of, *, rows: int, mesh: Mesh | None, **room) -> list[Lane]:
+    """The lanes of `rows` rows in all, alike; `room`: capacity and chunk of each."""
+    count = 1
+    if mesh is None and jax.default_backend() == "cpu":
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
+        count = lane_count(rows, size, _cores())
+    options = {"rows": rows // count, "mesh": mesh, "alone": count > 1, **room}
+    return [Lane(weights, config, class_of, **options) for _ in range(count)]
+
+
+def lane_count(rows: int, weight_bytes: int, cores: int) -> int:
+    """Lanes on a CPU: the most that divide the rows into lanes of ROWS_OF_A_LANE or more, one a core; one if the
+    weights do not stay in the cache."""
+    most = min(cores, rows // ROWS_OF_A_LANE) if weight_bytes <= CACHED_BYTES else 1
+    return next((count for count in range(most, 1, -1) if rows % count == 0), 1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _bucket(length: int, capacity: int) -> int:
+    """The next power of two, so that few programs are compiled."""
+    return min(max(SMALLEST_BUCKET, 1 << max(length - 1, 0).bit_length()), capacity)

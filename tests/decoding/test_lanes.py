@@ -1,0 +1,97 @@
+"""Rows dealt to several lanes on a CPU: how many lanes, and that a request's answer does not know of them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ar_omni_jax.decoding import lanes
+from ar_omni_jax.decoding.engine import Request
+from ar_omni_jax.decoding.guidance import Guidance
+from tests.decoding.test_engine import REQUESTS, make_engine
+from tests.decoding.test_generate import HOT
+from tests.decoding.test_grammar import check_answer
+
+
+@pytest.mark.parametrize(
+    ("rows", "megabytes", "cores", "expected"),
+    [(8, 27, 2, 2), (8, 27, 1, 1), (8, 27, 16, 2), (32, 27, 16, 8), (12, 27, 2, 2), (9, 27, 2, 1), (4, 27, 2, 1),
+     (1, 27, 2, 1), (8, 400, 2, 1), (10, 1, 2, 2), (15, 1, 4, 3)],
+)  # fmt: skip
+def test_lane_count(rows, megabytes, cores, expected):
+    count = lanes.lane_count(rows, megabytes << 20, cores)
+    assert count == expected
+    assert rows % count == 0 and (count == 1 or rows // count >= lanes.ROWS_OF_A_LANE)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "_cores", lambda: 2)
+        made = make_engine(rows=8)
+    assert [lane.rows for lane in made._lanes] == [4, 4]
+    return made
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(REQUESTS, min_size=1, max_size=12), st.randoms())
+def test_an_answer_does_not_depend_on_its_lane(engine, requests, random):
+    order = list(range(len(requests)))
+    random.shuffle(order)
+    together = engine.generate(requests)
+    shuffled = dict(zip(order, engine.generate([requests[i] for i in order]), strict=True))
+    for i, request in enumerate(requests):
+        assert not isinstance(together[i], Exception), together[i]
+        assert np.array_equal(together[i], shuffled[i])
+        assert np.array_equal(together[i], engine.generate([request])[0])
+        check_answer(request.task, together[i])
+
+
+def test_both_lanes_work_at_once_and_are_refilled(engine):
+    requests = [Request(np.arange(1, 4 + i % 9, dtype=np.int32), "tts", seed=i, strategies=HOT) for i in range(30)]
+    seen, finished, begun = set(), set(), set()
+    for event in engine.stream(requests):
+        assert event.error is None
+        begun.add(event.index)
+        seen.add(tuple(len(lane.answers) for lane in engine._lanes))
+        finished |= {event.index} if event.done else set()
+        assert len(begun) <= len(finished) + 8
+    assert finished == set(range(30))
+    assert max(min(pair) for pair in seen) == 4
+
+
+def test_stopped_and_closed_streams_leave_both_lanes_usable(engine):
+    requests = [Request(np.arange(1, 5, dtype=np.int32), "tts", seed=i, strategies=HOT) for i in range(12)]
+    whole = engine.generate(requests)
+    errors = {}
+    for event in engine.stream(requests):
+        engine.stop(3), engine.stop(4)
+        if event.error is not None:
+            errors[event.index] = str(event.error)
+    assert set(errors) == {3, 4} and all("stopped" in text for text in errors.values())
+    stream = engine.stream(requests)
+    next(stream)
+    stream.close()
+    for ours, before in zip(engine.generate(requests), whole, strict=True):
+        assert np.array_equal(ours, before)
+
+
+def test_guided_requests_have_their_branches_in_one_lane(engine):
+    guidance = Guidance(text_scale=2.0, image_scale=1.5, image_only=[0, 5, 6])
+    requests = [Request(np.arange(6, dtype=np.int32), "t2i", seed=i, guidance=guidance) for i in range(5)]
+    for request, answer in zip(requests, engine.generate(requests), strict=True):
+        check_answer("t2i", answer)
+        assert np.array_equal(answer, engine.generate([request])[0])
+
+
+def test_what_goes_wrong_on_a_lanes_thread_is_raised(engine, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no memory for the prompt")
+
+    request = Request(np.arange(6, dtype=np.int32), "tts")
+    with monkeypatch.context() as patch:
+        for lane in engine._lanes:
+            patch.setattr(lane, "_read_prompt", broken)
+        with pytest.raises(RuntimeError, match="no memory for the prompt"):
+            engine.generate([request])
+    check_answer("tts", engine.generate([request])[0])

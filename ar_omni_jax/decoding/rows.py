@@ -250,6 +250,24 @@ def _mixed(logits_BV, settings: Settings, picking: Picking, guided_B):
     return jnp.where(guided_B[:, None], mixed, logits_BV)
 
 
+# One thread; and no products by the library that XLA prefers for large ones (a tenth slower for 4 rows).
+SINGLE_THREAD = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@functools.cache
+def known_options() -> dict:
+    """Those of SINGLE_THREAD that this version's compiler knows: they come and go."""
+
+    def known(name, value):
+        try:
+            jax.jit(lambda x: x + 1, compiler_options={name: value}).lower(0.0).compile()
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    return {name: value for name, value in SINGLE_THREAD.items() if known(name, value)}
+
+
 @functools.cache
 def programs(shardings: tuple | None = None, single_thread: bool = False):
     """(read_prompt, make_tokens, clear_row), compiled once for each set of shapes.
@@ -266,7 +284,7 @@ def programs(shardings: tuple | None = None, single_thread: bool = False):
             make_tokens,
             static_argnames=("config", "width"),
             out_shardings=places and (places, None, None, None),
-            compiler_options={"xla_cpu_multi_thread_eigen": False} if single_thread else None,
+            compiler_options=known_options() if single_thread else None,
             **options,
         ),
         jax.jit(clear_row, out_shardings=places, **options),

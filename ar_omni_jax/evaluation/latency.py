@@ -50,7 +50,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--batches", default="1,2,4,8,16,32", help="numbers of rows, comma-separated")
     add("--prompt", type=int, default=32, help="tokens of a prompt")
     add("--new", type=int, default=128, help="tokens of an answer")
-    add("--chunk", type=int, default=16, help="tokens between two looks of the host")
+    add("--chunk", type=int, default=32, help="tokens between two looks of the host")
     add("--repeats", type=int, default=3, help="timed runs of each")
     add("--speech_codes", type=int, default=200, help="codes of the spoken answer (40 a second); 0: no speech")
     add("--speech_chunk", type=int, default=4, help="as --chunk, for the spoken answer: a stream looks more often")

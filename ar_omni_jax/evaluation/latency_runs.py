@@ -22,7 +22,7 @@ UNCONSTRAINED = ModeSwitch(
 )
 ATTEMPTS = 6  # at finding prompts that no row ends early
 REST = 0.3  # seconds before a run: threads of the rival's library wait for more work at full speed for a while
-BUCKET = 64  # cache lengths are multiples of it
+BUCKET = 32  # cache lengths are multiples of it
 
 
 @dataclasses.dataclass

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ar_omni_jax.decoding import lanes
+from ar_omni_jax.decoding import lanes, rows
 from ar_omni_jax.decoding.engine import Request
 from ar_omni_jax.decoding.guidance import Guidance
 from tests.decoding.test_engine import REQUESTS, make_engine
@@ -95,3 +95,12 @@ def test_what_goes_wrong_on_a_lanes_thread_is_raised(engine, monkeypatch):
         with pytest.raises(RuntimeError, match="no memory for the prompt"):
             engine.generate([request])
     check_answer("tts", engine.generate([request])[0])
+
+
+def test_options_that_the_compiler_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(rows, "SINGLE_THREAD", {"xla_cpu_multi_thread_eigen": False, "xla_cpu_gone_by_now": 1})
+    rows.known_options.cache_clear()
+    assert rows.known_options() == {"xla_cpu_multi_thread_eigen": False}
+    monkeypatch.undo()
+    rows.known_options.cache_clear()
+    assert "xla_cpu_multi_thread_eigen" in rows.known_options()

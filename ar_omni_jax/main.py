@@ -10,6 +10,8 @@ The same command resumes an interrupted run. WORKDIR gets
   parameters.txt     every parameter with its shape and size
   data/              only where the config makes its own data
 
+With --check it only reads the settings and says what follows from them: nothing is made, read or trained.
+
 Exit code: 0 when training finished, 128 + n when signal n (Ctrl-C: 130, SIGTERM: 143) ended it after the state was
 saved, 1 for an error, 2 for a wrong command line. A second signal ends the program at once.
 """
@@ -39,8 +41,8 @@ from ar_omni_jax.parallel.sharding import ShardingError
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
 from ar_omni_jax.training.loop import FINISHED, Run, StopSignal, TrainingError, say, train
-from ar_omni_jax.training.losses import LossError
-from ar_omni_jax.training.optimizer import OptimizerError
+from ar_omni_jax.training.losses import LossConfig, LossError
+from ar_omni_jax.training.optimizer import OptimizerConfig, OptimizerError
 from ar_omni_jax.training.perceptual import FrozenImageDecoder
 from ar_omni_jax.training.step import BatchError, Trainer
 from ar_omni_jax.vocabulary import VocabularyError, chameleon_vocabulary
@@ -63,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = StopSignal()
     try:
         config = load_config(options.config, overrides)
+        if options.check:
+            say(check_settings(config))
+            return 0
         if options.distributed:
             jax.distributed.initialize()
         run = assemble(config, options.workdir)
@@ -71,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FOR_PEOPLE as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    except KeyboardInterrupt:  # before the loop listens to signals itself
+        print("interrupted before training; run the same command again to go on", file=sys.stderr, flush=True)
+        return 130
     return 0 if outcome == FINISHED else 128 + (stop.number or 15)
 
 
@@ -90,6 +98,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace
         action="store_true",
         help="one of several processes: found by jax.distributed.initialize() on Cloud TPU, Slurm and MPI",
     )
+    parser.add_argument("--check", action="store_true", help="read the settings, say what follows, and stop")
     options, rest = parser.parse_known_args(arguments)
     overrides = []
     while rest:
@@ -156,6 +165,14 @@ def assemble(config: ConfigDict, workdir: Path) -> Run:
         flops_per_token=model.flops_per_token(config.data.length),
         sample=make_sampler(config, path, tokenizers, trainer),
     )
+
+
+def check_settings(config: ConfigDict) -> str:
+    """What follows from the settings, in words; the error of the part that cannot use them."""
+    model = model_config(config.model, load_vocabulary(config)[0].size)
+    LossConfig.of(config.loss.to_dict())
+    OptimizerConfig.of(config.optimizer.to_dict())
+    return describe_derived(derived(config, model))
 
 
 def make_workdir(workdir: Path) -> None:

@@ -215,6 +215,25 @@ def test_what_people_can_mend_is_told_in_words(tiny, tmp_path, capsys, more, mes
     assert message in error
 
 
+def test_check_reads_the_settings_and_makes_nothing(tiny, tmp_path, capsys):
+    assert run_here(tiny, tmp_path / "run", "--check") == 0
+    assert "run: 40 steps" in capsys.readouterr().out
+    assert run_here(tiny, tmp_path / "run", "--check", "--config.model.num_heads=3") == 1
+    assert run_here(tiny, tmp_path / "run", "--check", "--config.optimizer.b1=1.0") == 1
+    told = capsys.readouterr().err
+    assert "num_heads" in told and "optimizer.b1 = 1.0: must lie in [0, 1)" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_control_c_before_training_is_told_in_words(tiny, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_module.prepare, "packed_data", interrupt)
+    assert run_here(tiny, tmp_path) == 130
+    assert "interrupted before training" in capsys.readouterr().err
+
+
 def test_data_of_another_tokenizer_is_refused(tiny, tmp_path, capsys):
     other = tiny_data.make_packed(tmp_path, documents=10, tokenizers={"image": "another"})
     assert run_here(tiny, tmp_path / "run", f"--config.data.path={other}") == 1

@@ -110,18 +110,33 @@ def plot_losses(train: list[dict], validation: list[dict], unigram: dict[str, fl
             axes.axhline(unigram[modality], color=color, ls="--", lw=0.8)
     title = "next-token loss\nline: training, dots: held-out, dashed: unigram"
     axes.set(xlabel="step", ylabel="nats a token", title=title)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     figure.savefig(folder / "losses.png", dpi=130)
     plt.close(figure)
+    plot_perceptual(train, validation, folder / "perceptual.png")
+
+
+def plot_perceptual(train: list[dict], validation: list[dict], path: Path) -> None:
+    """The perceptual term over steps, held-out as dots; says so where the run has none."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axes = plt.subplots(figsize=(6, 4), constrained_layout=True)
-    points = [(r["step"], r["perceptual"]) for r in train if r.get("perceptual")]
-    if points:
-        axes.plot(*zip(*points, strict=True), color="#7b4a9e", lw=1)
+    for records, style in ((train, {"lw": 1, "alpha": 0.6}), (validation, {"marker": "o", "ms": 4})):
+        points = [(r["step"], r["perceptual"]) for r in records if r.get("perceptual")]
+        if points:
+            axes.plot(*zip(*points, strict=True), color="#7b4a9e", **style)
+    if axes.lines:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.text(0.5, 0.5, "not part of this run's loss", ha="center", transform=axes.transAxes)
-    axes.set(xlabel="step", ylabel="squared distance (log scale)", title="perceptual alignment loss\ntraining")
-    figure.savefig(folder / "perceptual.png", dpi=130)
+    axes.set(xlabel="step", ylabel="squared distance (log scale)")
+    axes.set_title("perceptual alignment loss\nline: training, dots: held-out")
+    figure.savefig(path, dpi=130)
     plt.close(figure)
 
 

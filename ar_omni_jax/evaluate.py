@@ -93,9 +93,15 @@ def evaluate(options: argparse.Namespace) -> str:
         )
     tasks = toy_tasks.JUDGED_TASKS if options.task == "all" else (options.task,)
     recognizer = Recognizer() if "tts" in tasks and not options.no_recognizer else None
+    documents = toy_tasks.load_documents(options.data, options.limit, tasks)
+    alone = [task for task, rows in documents.items() if len(rows) == 1]
+    if alone and not options.no_baselines:
+        raise EvaluationError(
+            f"--data={options.data} with --limit={options.limit} has one document of task {', '.join(alone)}, and "
+            "chance is another document's answer: give two or more, or --no_baselines"
+        )
     predictor = Predictor.load(options.checkpoint)
     predictor.root = options.data.parent
-    documents = toy_tasks.load_documents(options.data, options.limit, tasks)
     output = options.output or Path(options.checkpoint) / "evaluation"
     rate = predictor.sample_rate
     recognize = recognizer and (lambda wave: recognizer.transcribe(wave, rate))

@@ -19,6 +19,7 @@ saved, 1 for an error, 2 for a wrong command line. A second signal ends the prog
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -34,7 +35,7 @@ from ar_omni_jax import prepare
 from ar_omni_jax.checkpoint import CheckpointError
 from ar_omni_jax.config import derived, describe_derived, describe_keys, load_config, model_config
 from ar_omni_jax.documents import DocumentError
-from ar_omni_jax.files import replace_file
+from ar_omni_jax.files import only_writer, replace_file
 from ar_omni_jax.model.config import ConfigError
 from ar_omni_jax.parallel.mesh import MeshError, make_mesh
 from ar_omni_jax.parallel.sharding import ShardingError
@@ -70,9 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.distributed:
             jax.distributed.initialize()
-        run = assemble(config, options.workdir)
-        stop.install()
-        outcome = train(run, stop)
+        make_workdir(options.workdir)
+        with only_writer(options.workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+            run = assemble(config, options.workdir)
+            stop.install()
+            outcome = train(run, stop)
     except FOR_PEOPLE as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -119,7 +122,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace
 
 def assemble(config: ConfigDict, workdir: Path) -> Run:
     """Everything that the loop needs, made from the settings; errors come before anything is trained."""
-    make_workdir(workdir)
     vocabulary, tokenizers = load_vocabulary(config)
     path = prepare.packed_data(config, workdir, tokenizers)
     info = check_data(config, path, vocabulary, tokenizers)
@@ -202,6 +204,11 @@ def check_data(config: ConfigDict, path: Path, vocabulary, tokenizers: Tokenizer
             f"{path} was built with template {template!r}, config.data.template = {config.data.template!r}; set "
             f"--config.data.template={template}"
         )
+    held_out = ("validation",) if config.train.eval_every or config.train.sample_every else ()
+    for split in ("train", *held_out):
+        if split not in info.splits:
+            off = "" if split == "train" else "; or set config.train.eval_every=0 and config.train.sample_every=0"
+            raise SchemaError(f"{path} has no {split} split, only {', '.join(sorted(info.splits))}: pack one{off}")
     for name, identity in (tokenizers.identities if tokenizers else {}).items():
         if info.tokenizers.get(name, identity) != identity:
             raise ConfigError(

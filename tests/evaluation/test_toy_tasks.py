@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ar_omni_jax.documents import DocumentError
-from ar_omni_jax.evaluate import remove_answers
+from ar_omni_jax.evaluate import main, remove_answers
 from ar_omni_jax.evaluation.toy_tasks import load_documents, truth_system
 
 ASR = {"id": "a", "task": "asr", "turns": [[{"speech": "a.wav"}], [{"text": "a red circle"}]]}
@@ -58,3 +58,13 @@ def test_only_answers_of_an_earlier_evaluation_are_removed(tmp_path):
         (tmp_path / name).touch()
     remove_answers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"mine.png", "000.md", "00.png"}
+
+
+def test_chance_needs_two_documents(tmp_path, capsys):
+    path = write(tmp_path / "m.jsonl", *(json.dumps(ASR | {"id": name}) for name in "ab"))
+    command = [f"--data={path}", f"--checkpoint={tmp_path}", "--task=asr"]
+    assert main([*command, "--limit=1"]) == 1
+    assert "has one document of task asr" in capsys.readouterr().err
+    for more in (["--limit=2"], ["--limit=1", "--no_baselines"]):  # these get as far as the checkpoint
+        assert main([*command, *more]) == 1
+        assert "holds no checkpoint" in capsys.readouterr().err

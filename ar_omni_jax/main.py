@@ -174,7 +174,8 @@ def check_settings(config: ConfigDict) -> str:
     model = model_config(config.model, load_vocabulary(config)[0].size)
     LossConfig.of(config.loss.to_dict())
     OptimizerConfig.of(config.optimizer.to_dict())
-    return describe_derived(derived(config, model))
+    rows = f"rows: {config.data.length} tokens, {config.data.batch_size} a step\n"  # launch/run_local.sh reads this
+    return rows + describe_derived(derived(config, model))
 
 
 def make_workdir(workdir: Path) -> None:

@@ -23,6 +23,10 @@ SCENES=${SCENES:-32000}
 SPOKEN=${SPOKEN:-0.25}
 LIMIT=${LIMIT:-64}
 started=$SECONDS
+if ! [ "$LIMIT" -ge 2 ] 2>/dev/null; then # chance is another document's answer
+  echo "LIMIT=$LIMIT: give a number of at least 2" >&2
+  exit 2
+fi
 
 step() { printf '\n==> [%d:%02d] %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$*"; }
 
@@ -32,7 +36,9 @@ WORKDIR=$(cd "$WORKDIR" && pwd)
 . launch/environment.sh demo
 settings=(--config="$CONFIG" --workdir="$WORKDIR/train" --config.data.path="$WORKDIR/packed")
 settings+=(${STEPS:+--config.train.steps="$STEPS"} "$@")
-python -m ar_omni_jax.main "${settings[@]}" --check
+follows=$(python -m ar_omni_jax.main "${settings[@]}" --check)
+printf '%s\n' "$follows"
+length=$(sed -n 's/^rows: \([0-9]*\) tokens.*/\1/p' <<<"$follows")
 
 step "making the toy world: $SCENES scenes with captions and pictures, a share of $SPOKEN with speech"
 python -m data_pipelines.toyworld --output="$WORKDIR/toy" --size="$SCENES" --spoken_share="$SPOKEN"
@@ -44,7 +50,7 @@ for split in train validation test; do
 done
 
 step "packing documents into rows"
-python -m data_pipelines.pack_shards --input="$WORKDIR/shards" --output="$WORKDIR/packed" --length=512
+python -m data_pipelines.pack_shards --input="$WORKDIR/shards" --output="$WORKDIR/packed" --length="$length"
 python -m data_pipelines.inspect_shards --input="$WORKDIR/packed" --output="$WORKDIR/inspect"
 
 step "training"

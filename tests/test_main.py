@@ -218,7 +218,8 @@ def test_what_people_can_mend_is_told_in_words(tiny, tmp_path, capsys, more, mes
 
 def test_check_reads_the_settings_and_makes_nothing(tiny, tmp_path, capsys):
     assert run_here(tiny, tmp_path / "run", "--check") == 0
-    assert "run: 40 steps" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.startswith("rows: 32 tokens, 8 a step\n") and "run: 40 steps" in told
     assert run_here(tiny, tmp_path / "run", "--check", "--config.model.num_heads=3") == 1
     assert run_here(tiny, tmp_path / "run", "--check", "--config.optimizer.b1=1.0") == 1
     told = capsys.readouterr().err

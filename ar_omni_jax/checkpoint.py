@@ -180,7 +180,8 @@ class Checkpoints:
         """The newest readable checkpoint as (state, description), or None when there is none at all.
 
         A damaged one is reported, set aside, and the one before it taken. `check` sees each candidate's
-        description first and raises CheckpointError to refuse it: no older one is tried then.
+        description first and raises CheckpointError to refuse it: no older one is tried then. CheckpointError, too,
+        when there were checkpoints and all are set aside.
 
         Args:
           abstract_state: the tree, with ShapeDtypeStruct leaves whose shardings place the arrays.
@@ -195,10 +196,10 @@ class Checkpoints:
             except CorruptCheckpointError as error:
                 logging.warning("%s Going back to the checkpoint before it.", error)
                 self._set_aside(path)
-        if steps:
+        if steps or any(self.directory.glob("corrupt-*")):  # a second start must not begin anew in silence either
             raise CheckpointError(
-                f"none of the checkpoints {steps} under {self.directory} can be read (set aside as corrupt-*); "
-                "start afresh in another --workdir or restore the folder from a backup"
+                f"none of the checkpoints under {self.directory} can be read (set aside as corrupt-*); start afresh in "
+                "another --workdir, restore the folder from a backup, or remove corrupt-* to begin anew here"
             )
         return None
 

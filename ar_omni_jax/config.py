@@ -42,7 +42,8 @@ class Key:
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ConfigError(f"config.{name} = {value!r} must be one of {', '.join(self.choices)}{hint}")
         if kind in (int, float):
-            if not (self.low is None or value >= self.low) or not (self.high is None or value <= self.high):
+            inside = (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+            if not inside or not math.isfinite(value):
                 span = f"[{'-inf' if self.low is None else self.low}, {'inf' if self.high is None else self.high}]"
                 raise ConfigError(f"config.{name} = {value!r} is outside {span}")
         return value
@@ -163,7 +164,9 @@ def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigD
 
     Raises ConfigError with the file or the override and the key.
     """
-    path, _, argument = spec.partition(":")
+    path, colon, argument = spec.rpartition(":")
+    if not colon or Path(spec).is_file():
+        path, argument = spec, ""
     config = _read_file(Path(path), argument)
     flat = validate(config, where=path)
     for name, text in overrides:

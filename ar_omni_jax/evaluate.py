@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -90,11 +91,17 @@ def evaluate(options: argparse.Namespace) -> str:
         raise EvaluationError(
             f"--data={options.data} does not exist; make it with python -m data_pipelines.toyworld --output=DIR"
         )
-    recognizer = None if options.no_recognizer else Recognizer()
+    tasks = toy_tasks.JUDGED_TASKS if options.task == "all" else (options.task,)
+    recognizer = Recognizer() if "tts" in tasks and not options.no_recognizer else None
+    documents = toy_tasks.load_documents(options.data, options.limit, tasks)
+    alone = [task for task, rows in documents.items() if len(rows) == 1]
+    if alone and not options.no_baselines:
+        raise EvaluationError(
+            f"--data={options.data} with --limit={options.limit} has one document of task {', '.join(alone)}, and "
+            "chance is another document's answer: give two or more, or --no_baselines"
+        )
     predictor = Predictor.load(options.checkpoint)
     predictor.root = options.data.parent
-    tasks = toy_tasks.JUDGED_TASKS if options.task == "all" else (options.task,)
-    documents = toy_tasks.load_documents(options.data, options.limit, tasks)
     output = options.output or Path(options.checkpoint) / "evaluation"
     rate = predictor.sample_rate
     recognize = recognizer and (lambda wave: recognizer.transcribe(wave, rate))
@@ -106,6 +113,7 @@ def evaluate(options: argparse.Namespace) -> str:
         seconds[name] = time.perf_counter() - started
         if name == "trained model":
             for task, rows in responses.items():
+                remove_answers(output / task)
                 for k, response in enumerate(rows):
                     response.save(output / task, f"{k:03d}", rate)
     record = {
@@ -124,6 +132,13 @@ def evaluate(options: argparse.Namespace) -> str:
     return f"\n{text}\n\nWritten: {output}/evaluation.json, evaluation.md and the answers by task"
 
 
+def remove_answers(folder: Path) -> None:
+    """Removes an earlier evaluation's answers: no picture of theirs may stand where this one made none."""
+    for path in folder.glob("*"):
+        if re.fullmatch(r"\d{3,}(-\d+)?\.(json|txt|png|wav)", path.name):
+            path.unlink()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     options = parse_arguments(arguments)
@@ -133,6 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (EvaluationError, RecognizerError, *FOR_PEOPLE) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was scored, run the same command again", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,6 +1,10 @@
-"""Atomic files."""
+"""Atomic files, and folders that one process at a time may write."""
 
+import contextlib
+import errno
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -14,3 +18,24 @@ def replace_file(path: str | Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Keeps a second process out of `folder` (BlockingIOError) until this one leaves or ends, however it ends.
+
+    Does nothing on file systems that have no locks.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = "another process is writing here; wait for it, stop it, or give another --workdir"
+            raise BlockingIOError(error.errno, message, str(folder)) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(handle)

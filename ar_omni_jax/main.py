@@ -10,6 +10,8 @@ The same command resumes an interrupted run. WORKDIR gets
   parameters.txt     every parameter with its shape and size
   data/              only where the config makes its own data
 
+With --check it only reads the settings and says what follows from them: nothing is made, read or trained.
+
 Exit code: 0 when training finished, 128 + n when signal n (Ctrl-C: 130, SIGTERM: 143) ended it after the state was
 saved, 1 for an error, 2 for a wrong command line. A second signal ends the program at once.
 """
@@ -17,6 +19,7 @@ saved, 1 for an error, 2 for a wrong command line. A second signal ends the prog
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -32,15 +35,15 @@ from ar_omni_jax import prepare
 from ar_omni_jax.checkpoint import CheckpointError
 from ar_omni_jax.config import derived, describe_derived, describe_keys, load_config, model_config
 from ar_omni_jax.documents import DocumentError
-from ar_omni_jax.files import replace_file
+from ar_omni_jax.files import only_writer, replace_file
 from ar_omni_jax.model.config import ConfigError
 from ar_omni_jax.parallel.mesh import MeshError, make_mesh
 from ar_omni_jax.parallel.sharding import ShardingError
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
 from ar_omni_jax.training.loop import FINISHED, Run, StopSignal, TrainingError, say, train
-from ar_omni_jax.training.losses import LossError
-from ar_omni_jax.training.optimizer import OptimizerError
+from ar_omni_jax.training.losses import LossConfig, LossError
+from ar_omni_jax.training.optimizer import OptimizerConfig, OptimizerError
 from ar_omni_jax.training.perceptual import FrozenImageDecoder
 from ar_omni_jax.training.step import BatchError, Trainer
 from ar_omni_jax.vocabulary import VocabularyError, chameleon_vocabulary
@@ -63,14 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = StopSignal()
     try:
         config = load_config(options.config, overrides)
+        if options.check:
+            say(check_settings(config))
+            return 0
         if options.distributed:
             jax.distributed.initialize()
-        run = assemble(config, options.workdir)
-        stop.install()
-        outcome = train(run, stop)
+        make_workdir(options.workdir)
+        with only_writer(options.workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+            run = assemble(config, options.workdir)
+            stop.install()
+            outcome = train(run, stop)
     except FOR_PEOPLE as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    except KeyboardInterrupt:  # before the loop listens to signals itself
+        print("interrupted before training; run the same command again to go on", file=sys.stderr, flush=True)
+        return 130
     return 0 if outcome == FINISHED else 128 + (stop.number or 15)
 
 
@@ -90,6 +101,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace
         action="store_true",
         help="one of several processes: found by jax.distributed.initialize() on Cloud TPU, Slurm and MPI",
     )
+    parser.add_argument("--check", action="store_true", help="read the settings, say what follows, and stop")
     options, rest = parser.parse_known_args(arguments)
     overrides = []
     while rest:
@@ -110,7 +122,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace
 
 def assemble(config: ConfigDict, workdir: Path) -> Run:
     """Everything that the loop needs, made from the settings; errors come before anything is trained."""
-    make_workdir(workdir)
     vocabulary, tokenizers = load_vocabulary(config)
     path = prepare.packed_data(config, workdir, tokenizers)
     info = check_data(config, path, vocabulary, tokenizers)
@@ -158,6 +169,15 @@ def assemble(config: ConfigDict, workdir: Path) -> Run:
     )
 
 
+def check_settings(config: ConfigDict) -> str:
+    """What follows from the settings, in words; the error of the part that cannot use them."""
+    model = model_config(config.model, load_vocabulary(config)[0].size)
+    LossConfig.of(config.loss.to_dict())
+    OptimizerConfig.of(config.optimizer.to_dict())
+    rows = f"rows: {config.data.length} tokens, {config.data.batch_size} a step\n"  # launch/run_local.sh reads this
+    return rows + describe_derived(derived(config, model))
+
+
 def make_workdir(workdir: Path) -> None:
     """Makes the folder; OSError of the file system when it cannot be written."""
     workdir.mkdir(parents=True, exist_ok=True)
@@ -185,6 +205,11 @@ def check_data(config: ConfigDict, path: Path, vocabulary, tokenizers: Tokenizer
             f"{path} was built with template {template!r}, config.data.template = {config.data.template!r}; set "
             f"--config.data.template={template}"
         )
+    held_out = ("validation",) if config.train.eval_every or config.train.sample_every else ()
+    for split in ("train", *held_out):
+        if split not in info.splits:
+            off = "" if split == "train" else "; or set config.train.eval_every=0 and config.train.sample_every=0"
+            raise SchemaError(f"{path} has no {split} split, only {', '.join(sorted(info.splits))}: pack one{off}")
     for name, identity in (tokenizers.identities if tokenizers else {}).items():
         if info.tokenizers.get(name, identity) != identity:
             raise ConfigError(

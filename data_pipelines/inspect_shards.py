@@ -136,8 +136,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         inspect(args.input, args.output, args.split, args.samples, args.tokenizers)
-    except ValueError as e:
+    except (ValueError, OSError) as e:
         sys.exit(f"inspect_shards: {e}")
+    except KeyboardInterrupt:
+        print("inspect_shards: interrupted; run the same command again", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -351,8 +351,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         options = PackOptions(args.length, args.seed, args.overlong, args.unit_tokens)
         info = pack(args.input, args.output, options, args.split, args.overwrite, show_progress=True)
-    except ValueError as e:
+    except (ValueError, OSError) as e:
         sys.exit(f"pack_shards: {e}")
+    except KeyboardInterrupt:
+        print("pack_shards: interrupted; run the same command again", file=sys.stderr)
+        sys.exit(130)
     print(summary(info))
 
 

@@ -135,10 +135,11 @@ def plot(splits: Mapping[str, Mapping[str, GroupStatistics]], path: Path) -> Non
                 right.step(np.arange(len(s.row_documents)), s.row_documents, where="mid", label=group)
         left.set(title=f"{split}: documents by length", xlabel="tokens", ylabel="documents")
         middle.set(title=f"{split}: tokens by modality", ylabel="tokens")
+        middle.set_ylim(0, 1.08 * max(bottom.max(), 1))  # or the highest stack looks cut
         right.set(title=f"{split}: documents in a row", xlabel="documents", ylabel="rows")
         for axis in (left, middle, right):
             if axis.get_legend_handles_labels()[0]:
-                axis.legend()
+                axis.legend(title="group of documents")
     figure.tight_layout()
     figure.savefig(path, dpi=90, metadata={"Software": None})
     pyplot.close(figure)

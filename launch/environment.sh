@@ -3,29 +3,31 @@
 # state of setup.py.
 #   usage: . launch/environment.sh EXTRAS
 #   VENV    where the environment lives (default: .venv in the checkout)
-#   PYTHON  the interpreter it is made with (default: the newest of python3.11 … python3.13, python3)
+#   PYTHON  the interpreter it is made with (default: the first of python3.11, python3.12, python3.13, python3 >= 3.11)
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$repository/.venv}
 
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+  local candidate candidates=(python3.11 python3.12 python3.13 python3)
+  if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  echo "No Python >= 3.11 found. Install one, or name it: PYTHON=/path/to/python3.11 bash $0" >&2
+  echo "No Python >= 3.11 among: ${candidates[*]}. Install one, or name it: PYTHON=/path/to/python3.11 bash $0" >&2
   return 1
 }
 
 install_project() {
   local extras=$1 python stamp wanted
-  python=$(find_python) || exit 1
   stamp=$venv/.installed-$extras
   wanted=$(cksum "$repository/setup.py")
-  if [ ! -x "$venv/bin/python" ]; then
+  # pip comes last: without it the environment is missing, or its making was interrupted.
+  if ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
+    python=$(find_python) || exit 1
     echo "==> making a virtual environment in $venv ($("$python" --version))"
     "$python" -m venv "$venv"
   fi
@@ -40,4 +42,5 @@ install_project() {
 }
 
 install_project "$1"
+venv=$(cd "$venv" && pwd)
 export PATH="$venv/bin:$PATH"

@@ -131,6 +131,11 @@ def test_silent_changes_are_found_by_the_checksums(tmp_path):
     file.write_text(json.dumps(description))
     with pytest.raises(CheckpointError, match="none of the checkpoints"):
         Checkpoints(tmp_path).restore_latest(abstract(make_state()), accept)
+    # A supervisor that starts the command again must not begin anew over what is left.
+    with pytest.raises(CheckpointError, match="remove corrupt-"):
+        Checkpoints(tmp_path).restore_latest(abstract(make_state()), accept)
+    (tmp_path / "corrupt-1-0").rename(tmp_path / "away")
+    assert Checkpoints(tmp_path).restore_latest(abstract(make_state()), accept) is None
 
 
 def test_leftovers_of_a_killed_save_do_not_count(tmp_path):

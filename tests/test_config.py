@@ -75,6 +75,7 @@ def test_overrides_take_the_type_of_their_key():
         (("train.steps", "0"), r"config\.train\.steps = 0 is outside \[1, inf\]"),
         (("optimizer.warmup_fraction", "1.5"), r"outside \[0\.0, 1\.0\]"),
         (("optimizer.peak_lr", "nan"), r"config\.optimizer\.peak_lr = nan is outside"),
+        (("optimizer.peak_lr", "inf"), r"config\.optimizer\.peak_lr = inf is outside"),
         (("optimizer.schedule", "linaer"), r"did you mean 'linear'\?"),
         (("data.length", "100000"), r"config\.data\.length = 100000 is longer than config\.model\.max_length"),
         (("optimizer.accumulate", "3"), r"not a multiple of config\.optimizer\.accumulate = 3"),
@@ -106,6 +107,14 @@ def test_wrong_overrides_are_named(override, message):
 def test_wrong_files_are_named(tmp_path, line, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write_config(tmp_path, line))
+
+
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path):
+    folder = tmp_path / "at 5:30"
+    folder.mkdir()
+    path = write_config(folder, "config.seed = 7 if arg else 3")
+    assert load_config(str(path)).seed == 3
+    assert load_config(f"{path}:late").seed == 7
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path):

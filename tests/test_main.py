@@ -14,6 +14,7 @@ import tiny_data
 
 from ar_omni_jax import main as main_module
 from ar_omni_jax.checkpoint import load_for_inference, steps_in
+from ar_omni_jax.files import only_writer
 
 REPOSITORY = Path(__file__).parents[1]
 TIMEOUT = 400  # seconds; a busy machine takes long to start a process
@@ -213,6 +214,43 @@ def test_what_people_can_mend_is_told_in_words(tiny, tmp_path, capsys, more, mes
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_check_reads_the_settings_and_makes_nothing(tiny, tmp_path, capsys):
+    assert run_here(tiny, tmp_path / "run", "--check") == 0
+    told = capsys.readouterr().out
+    assert told.startswith("rows: 32 tokens, 8 a step\n") and "run: 40 steps" in told
+    assert run_here(tiny, tmp_path / "run", "--check", "--config.model.num_heads=3") == 1
+    assert run_here(tiny, tmp_path / "run", "--check", "--config.optimizer.b1=1.0") == 1
+    told = capsys.readouterr().err
+    assert "num_heads" in told and "optimizer.b1 = 1.0: must lie in [0, 1)" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tiny, tmp_path, capsys):
+    with only_writer(tmp_path):
+        assert run_here(tiny, tmp_path) == 1
+    error = capsys.readouterr().err
+    assert "another process is writing here" in error and str(tmp_path) in error
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_data_without_a_split_is_refused_before_training(tiny, tmp_path, capsys):
+    shutil.copytree(tiny / "packed", tmp_path / "packed")
+    info = json.loads((tmp_path / "packed" / "dataset.json").read_text())
+    del info["splits"]["validation"]
+    (tmp_path / "packed" / "dataset.json").write_text(json.dumps(info))
+    assert run_here(tiny, tmp_path / "run", f"--config.data.path={tmp_path / 'packed'}") == 1
+    assert "has no validation split, only train" in capsys.readouterr().err
+
+
+def test_control_c_before_training_is_told_in_words(tiny, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_module.prepare, "packed_data", interrupt)
+    assert run_here(tiny, tmp_path) == 130
+    assert "interrupted before training" in capsys.readouterr().err
 
 
 def test_data_of_another_tokenizer_is_refused(tiny, tmp_path, capsys):

@@ -66,6 +66,8 @@ def load_documents(manifest: Path, limit: int, tasks: Sequence[str] = JUDGED_TAS
                 rows.append(document_from_json(record, where=where))
                 if rows[-1].task in ("caption", "t2i") and "scene" not in rows[-1].meta:
                     raise DocumentError(f"{where}: meta.scene is missing; only the toy world's pictures can be judged")
+                if rows[-1].task in ("asr", "tts") and not wer.normalize(truth_text(rows[-1])):
+                    raise DocumentError(f"{where}: the text has no words, and no word error rate is defined on it")
     if not any(found.values()):
         raise DocumentError(f"{manifest}: no document of task {', '.join(tasks)}; give a toy world's test.jsonl")
     return found
@@ -78,7 +80,6 @@ def truth_text(document: Document) -> str:
 
 def truth_system(root: Path) -> System:
     """Answers with the data set's own files: the judges' own error."""
-    import soundfile
     from PIL import Image
 
     def answer(task: str, documents: Sequence[Document]) -> list[Answer]:
@@ -89,13 +90,20 @@ def truth_system(root: Path) -> System:
             images = [
                 np.asarray(Image.open(root / p.value).convert("RGB")) for p in parts if p.modality == Modality.IMAGE
             ]
-            speech = [
-                soundfile.read(root / p.value, dtype="float32")[0] for p in parts if p.modality == Modality.SPEECH
-            ]
+            speech = [_read_speech(root / p.value) for p in parts if p.modality == Modality.SPEECH]
             out.append(Answer(" ".join(texts), images, speech, np.zeros(0, np.int32)))
         return out
 
     return answer
+
+
+def _read_speech(path: Path) -> np.ndarray:
+    import soundfile
+
+    try:
+        return soundfile.read(path, dtype="float32")[0]
+    except soundfile.LibsndfileError as e:  # a RuntimeError that need not name its file
+        raise DocumentError(f"{path} cannot be read as speech ({e}); make the data again") from e
 
 
 def chance_system(root: Path) -> System:

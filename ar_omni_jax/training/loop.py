@@ -131,6 +131,7 @@ class _Training:
     def run(self) -> str:
         if self.step >= self.config.train.steps:
             say(f"nothing to do: {self.step} steps are done; raise --config.train.steps to go on")
+            self.writers.close()
             return FINISHED
         self.peak = metrics_lib.peak_flops()
         if self.peak:
@@ -217,11 +218,12 @@ class _Training:
         self.window, self.restored_window = Window(), False
         self.watch.restart()
         if skipped >= settings.max_skipped:
+            saved = f"step {self.saved_step}" if self.saved_step > 0 else "none yet"
             raise TrainingError(
                 f"loss or gradient was not finite in the last {skipped} steps in a row (step {self.step}, "
-                f"config.train.max_skipped = {settings.max_skipped}). No weight was changed by them; the last "
-                f"checkpoint is step {max(self.saved_step, 0)}. Lower config.optimizer.peak_lr, or look at the data of "
-                "these steps with python -m data_pipelines.inspect_shards"
+                f"config.train.max_skipped = {settings.max_skipped}). No weight was changed by them; last checkpoint: "
+                f"{saved}. Lower config.optimizer.peak_lr, or look at the data of these steps with "
+                "python -m data_pipelines.inspect_shards"
             )
 
     def _validate(self) -> None:

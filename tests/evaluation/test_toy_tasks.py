@@ -5,7 +5,8 @@ import json
 import pytest
 
 from ar_omni_jax.documents import DocumentError
-from ar_omni_jax.evaluation.toy_tasks import load_documents
+from ar_omni_jax.evaluate import main, remove_answers
+from ar_omni_jax.evaluation.toy_tasks import load_documents, truth_system
 
 ASR = {"id": "a", "task": "asr", "turns": [[{"speech": "a.wav"}], [{"text": "a red circle"}]]}
 CAPTION = {"id": "b", "task": "caption", "turns": [[{"image": "b.png"}], [{"text": "a red circle"}]]}
@@ -29,6 +30,7 @@ def test_the_first_documents_of_each_task_in_order(tmp_path):
         ('{"id": ', "line 2: must be one JSON object"),
         ("[1]", "line 2: must be one JSON object"),
         (json.dumps(CAPTION), "line 2: meta.scene is missing"),
+        (json.dumps(ASR | {"turns": [[{"speech": "a.wav"}], [{"text": "…"}]]}), "line 2: the text has no words"),
         (json.dumps(ASR | {"turns": []}), "line 2: 'turns' must be"),
     ],
 )
@@ -40,3 +42,29 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 def test_nothing_to_judge_is_an_error(tmp_path):
     with pytest.raises(DocumentError, match="no document of task tts"):
         load_documents(write(tmp_path / "m.jsonl", json.dumps(ASR)), 9, ("tts",))
+
+
+def test_a_broken_sound_file_is_named(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFF....WAVE")
+    tts = ASR | {"task": "tts", "turns": [[{"text": "a red circle"}], [{"speech": "a.wav"}]]}
+    documents = load_documents(write(tmp_path / "m.jsonl", json.dumps(tts)), 9, ("tts",))
+    with pytest.raises(DocumentError, match=r"a\.wav cannot be read as speech"):
+        truth_system(tmp_path)("tts", documents["tts"])
+
+
+def test_only_answers_of_an_earlier_evaluation_are_removed(tmp_path):
+    remove_answers(tmp_path / "nothing yet")
+    for name in ("000.png", "000.json", "1234-1.wav", "mine.png", "000.md", "00.png"):
+        (tmp_path / name).touch()
+    remove_answers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.png", "000.md", "00.png"}
+
+
+def test_chance_needs_two_documents(tmp_path, capsys):
+    path = write(tmp_path / "m.jsonl", *(json.dumps(ASR | {"id": name}) for name in "ab"))
+    command = [f"--data={path}", f"--checkpoint={tmp_path}", "--task=asr"]
+    assert main([*command, "--limit=1"]) == 1
+    assert "has one document of task asr" in capsys.readouterr().err
+    for more in (["--limit=2"], ["--limit=1", "--no_baselines"]):  # these get as far as the checkpoint
+        assert main([*command, *more]) == 1
+        assert "holds no checkpoint" in capsys.readouterr().err

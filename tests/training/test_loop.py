@@ -226,6 +226,8 @@ def test_gives_up_after_too_many_bad_steps_in_a_row(tmp_path):
     with pytest.raises(TrainingError, match=r"not finite in the last 5 steps in a row \(step 12"):
         train(make_run(tmp_path, bad=range(7, 20)))
     assert steps_in(tmp_path / "checkpoints") == [5, 10]
+    with pytest.raises(TrainingError, match=r"last checkpoint: none yet"):
+        train(make_run(tmp_path / "at once", bad=range(20), checkpoint_every=100))
 
 
 def test_bad_steps_with_good_ones_between_go_on(tmp_path):

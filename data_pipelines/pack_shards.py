@@ -34,7 +34,7 @@ from data_pipelines.schema import SchemaError
 
 OVERLONG = ("error", "drop_counted", "split")
 READ_BATCH = 512
-LOW_FILL = 0.97  # below it, the summary gives advice
+LOW_FILL = 0.95  # below it, the summary gives advice
 
 _Document = tuple[np.ndarray, np.ndarray]  # ids, token classes
 

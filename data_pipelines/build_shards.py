@@ -43,6 +43,7 @@ from data_pipelines.shard_builder import (
 from data_pipelines.sources import SOURCES, is_tokenized, open_source
 from data_pipelines.sources.base import Source, duplicates
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions, parse_options
+from data_pipelines.stage_clock import StageClock
 
 RECORDS_PER_SHARD = 4096
 ON_ERROR = ("fail", "skip")
@@ -94,6 +95,7 @@ def build(
     quiet: bool = False,
     options: SourceOptions = NO_OPTIONS,
     augmenter: Augmenter | None = None,
+    clock: StageClock | None = None,
 ) -> DatasetInfo | None:
     """Makes this worker's shards; returns the content of dataset.json, or None while other workers are not done.
 
@@ -101,6 +103,7 @@ def build(
       threads: decode media; default one a core.
       options: of the source: tasks of pairs, instructions, dropped prompts, columns.
       augmenter: alters the user's speech by noise, level and speed.
+      clock: counts the seconds of each stage.
     Raises BuildError, DocumentError, SchemaError, TokenizerError or VocabularyError with a message for people.
     """
     if not 0 <= worker_index < worker_count:
@@ -109,7 +112,7 @@ def build(
         raise BuildError(f"records_per_shard {records_per_shard} must be positive, split {split!r} letters and digits")
     source, named = _source(source_name, path, options, augmenter)
     job = _plan(source, named, Path(output), tokenizers, split, template, records_per_shard, augmenter)
-    budget = ErrorBudget(on_error, error_budget, len(job.source))
+    clock, budget = clock or StageClock(), ErrorBudget(on_error, error_budget, len(job.source))
     mine = range(worker_index, job.shards, worker_count)
     todo = _unfinished(job, mine, budget)
     total = sum(min(job.per_shard, len(job.source) - i * job.per_shard) for i in todo)
@@ -120,7 +123,9 @@ def build(
         if len(todo) < len(mine):
             progress.say(f"{len(mine) - len(todo)} of {len(mine)} shards are finished already")
         for index in todo:
-            build_shard(job, index, pool, budget.skip, progress.add)
+            build_shard(job, index, pool, budget.skip, progress.add, clock)
+    if todo and not quiet:
+        print(clock.line(), file=sys.stderr)
     return _finish(job, budget, quiet)
 
 

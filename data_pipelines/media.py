@@ -21,6 +21,7 @@ from ar_omni_jax.tokenizers.image.preprocess import read_image
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.augment import Augmenter, Change
 from data_pipelines.sound import SoundSegment, read_sound
+from data_pipelines.stage_clock import StageClock
 
 # A window is what is decoded ahead and encoded together.
 WINDOW_DOCUMENTS = 1024
@@ -87,10 +88,25 @@ class MediaEncoder:
     """Codes of the media of documents, in windows. Not thread-safe; owns no thread: give it a pool.
 
     augmenter: alters speech of user turns; speech of the assistant, which a model is to say, is never altered.
+    clock: counts the seconds of decoding, of waiting for it, and of the codecs.
     """
 
-    def __init__(self, codecs: Codecs, pool: concurrent.futures.Executor, augmenter: Augmenter | None = None):
-        self._codecs, self._pool, self._augmenter = codecs, pool, augmenter
+    def __init__(
+        self,
+        codecs: Codecs,
+        pool: concurrent.futures.Executor,
+        augmenter: Augmenter | None = None,
+        clock: StageClock | None = None,
+    ):
+        self._pool, self._augmenter, self._clock = pool, augmenter, clock or StageClock()
+        timed = self._clock.timed
+        self._codecs = dataclasses.replace(
+            codecs,
+            read_image=timed("decode", codecs.read_image),
+            read_speech=timed("decode", codecs.read_speech),
+            encode_images=timed("codec", codecs.encode_images),
+            encode_speech=timed("codec", codecs.encode_speech),
+        )
         self._known: dict[Any, np.ndarray | MediaError] = {}
 
     def windows(self, documents: Iterable[Document | None]) -> Iterator[list[list[np.ndarray | MediaError]]]:
@@ -154,7 +170,8 @@ class MediaEncoder:
         ready: dict[Modality, list[tuple[Any, np.ndarray]]] = {Modality.IMAGE: [], Modality.SPEECH: []}
         for key, (part, future) in decoding.items():
             try:
-                value = future.result()
+                with self._clock.stage("wait"):
+                    value = future.result()
             except (ValueError, OSError) as e:
                 self._known[key] = MediaError(f"unusable {part.modality.name.lower()}", _message(part, e))
                 continue

@@ -34,25 +34,31 @@ from data_pipelines.schema import SchemaError
 
 OVERLONG = ("error", "drop_counted", "split")
 READ_BATCH = 512
-LOW_FILL = 0.9  # below it, the summary advises another length
+LOW_FILL = 0.95  # below it, the summary gives advice
+
+_Document = tuple[np.ndarray, np.ndarray]  # ids, token classes
 
 
 @dataclasses.dataclass(frozen=True)
 class PackOptions:
     """length: tokens a row. overlong: what becomes of documents longer than a row ("error" names them, "drop_counted"
     leaves them out and lists them in dataset.json, "split" cuts them into pieces). unit_tokens: tokens packed at
-    once, which bounds memory and sets the size of a shard."""
+    once, which bounds memory and sets the size of a shard. top_up: group whose documents also go where rows of the
+    other groups have room, "" for none."""
 
     length: int
     seed: int = 0
     overlong: str = "error"
     unit_tokens: int = 16_000_000
+    top_up: str = ""
 
     def __post_init__(self):
         if self.length < 2 or self.unit_tokens < 1:
             raise ValueError(f"length {self.length} must be at least 2 and unit_tokens {self.unit_tokens} at least 1")
         if self.overlong not in OVERLONG:
             raise ValueError(f"overlong {self.overlong!r} is not one of {', '.join(OVERLONG)}")
+        if self.top_up and self.top_up not in GROUPS:
+            raise ValueError(f"top_up {self.top_up!r} is not one of {', '.join(GROUPS)}")
 
 
 class SplitReader:
@@ -124,20 +130,22 @@ def refuse_overlong(reader: SplitReader, length: int) -> None:
 
 @dataclasses.dataclass
 class UnitResult:
-    """What one unit did: counts of what is in its rows, tokens dropped, rows by group, documents cut and pieces."""
+    """What one unit did: counts of what is in its rows, tokens dropped, rows and their tokens by the rows' group,
+    documents cut and pieces."""
 
     counts: Counts = dataclasses.field(default_factory=Counts)
     dropped_tokens: int = 0
     rows: dict[str, int] = dataclasses.field(default_factory=dict)
+    row_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
     cut: int = 0
     pieces: int = 0
 
     def merge(self, other: UnitResult) -> UnitResult:
-        rows = {g: self.rows.get(g, 0) + other.rows.get(g, 0) for g in sorted({*self.rows, *other.rows})}
         return UnitResult(
             self.counts.merge(other.counts),
             self.dropped_tokens + other.dropped_tokens,
-            rows,
+            _added(self.rows, other.rows),
+            _added(self.row_tokens, other.row_tokens),
             self.cut + other.cut,
             self.pieces + other.pieces,
         )
@@ -145,6 +153,10 @@ class UnitResult:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> UnitResult:
         return cls(**(data | {"counts": Counts.from_dict(data["counts"])}))
+
+
+def _added(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    return {key: a.get(key, 0) + b.get(key, 0) for key in sorted({*a, *b})}
 
 
 class SplitPacker:
@@ -202,16 +214,40 @@ class SplitPacker:
         start, stop = (len(self.reader) * u // self.units for u in (unit, unit + 1))
         indices = self.order(np.arange(start, stop))
         result = UnitResult()
-        tokens: dict[str, list[np.ndarray]] = {g: [] for g in self.groups}
-        classes: dict[str, list[np.ndarray]] = {g: [] for g in self.groups}
+        found: dict[str, list[_Document]] = {g: [] for g in self.groups}
         for doc in self.reader.documents(indices, self.vocabulary):
             for piece in self._by_rule(doc, result):
                 result.counts.add(piece)
-                tokens[piece.group].append(piece.tokens)
-                classes[piece.group].append(piece.classes())
+                found[piece.group].append((piece.tokens, piece.classes()))
+        rows = self._rows(unit, found)
         for group in self.groups:
-            result.rows[group] = self._write_rows(unit, group, tokens.pop(group), classes.pop(group))
+            result.rows[group] = len(rows[group])
+            result.row_tokens[group] = sum(len(tokens) for row in rows[group] for tokens, _ in row)
+            self._write_rows(unit, group, rows[group])
         return result
+
+    def _rows(self, unit: int, found: dict[str, list[_Document]]) -> dict[str, list[list[_Document]]]:
+        """The documents of each group in rows; those of `top_up` are packed last, after the others' room is filled."""
+        rows: dict[str, list[list[_Document]]] = {}
+        for group in sorted(self.groups, key=lambda g: g == self.options.top_up):
+            documents = found[group]
+            rng = np.random.default_rng([self.options.seed, unit, GROUPS.index(group)])
+            if group == self.options.top_up:
+                documents = self._top_up(rows, documents, rng)
+            packed = packing.pack_documents([len(t) for t, _ in documents], self.options.length, rng)
+            rows[group] = [[documents[i] for i in row] for row in packed]
+        return rows
+
+    def _top_up(self, rows, documents: list[_Document], rng: np.random.Generator) -> list[_Document]:
+        """Puts documents where `rows` have room, in random order with those that are there; returns the others."""
+        all_rows = [row for group in rows.values() for row in group]
+        rooms = [self.options.length - sum(len(tokens) for tokens, _ in row) for row in all_rows]
+        added = packing.top_up(rooms, [len(tokens) for tokens, _ in documents])
+        for row, indices in zip(all_rows, added, strict=True):
+            row += [documents[i] for i in indices]
+            row[:] = [row[i] for i in rng.permutation(len(row))]
+        placed = {i for indices in added for i in indices}
+        return [document for i, document in enumerate(documents) if i not in placed]
 
     def _by_rule(self, doc: TokenDocument, result: UnitResult) -> list[TokenDocument]:
         """The document, its pieces, or nothing, by the rule for over-long ones; kept account of in `result`."""
@@ -227,27 +263,20 @@ class SplitPacker:
         result.pieces += len(pieces)
         return pieces
 
-    def _write_rows(self, unit: int, group: str, tokens: list[np.ndarray], classes: list[np.ndarray]) -> int:
-        rng = np.random.default_rng([self.options.seed, unit, GROUPS.index(group)])
-        rows = packing.pack_documents([len(t) for t in tokens], self.options.length, rng)
-        width = schema.token_bytes_for(self.vocabulary.size)
+    def _write_rows(self, unit: int, group: str, rows: list[list[_Document]]) -> None:
+        length, width = self.options.length, schema.token_bytes_for(self.vocabulary.size)
         with shards.ShardWriter(self.directory / shards.shard_name(group, unit, self.units)) as writer:
             for row in rows:
-                example = packing.fill_row(
-                    [tokens[i] for i in row], [classes[i] for i in row], self.options.length, self.vocabulary.pad
-                )
+                example = packing.fill_row([t for t, _ in row], [c for _, c in row], length, self.vocabulary.pad)
                 writer.write(schema.encode_packed(example, width))
-        return len(rows)
 
     def _entry(self, total: UnitResult) -> dict[str, Any]:
-        by_group = total.counts.by_group
         fill = {
-            g: round(by_group.get(g, {}).get("tokens", 0) / (rows * self.options.length), 6)
-            for g, rows in total.rows.items()
-            if rows
+            g: round(total.row_tokens[g] / (rows * self.options.length), 6) for g, rows in total.rows.items() if rows
         }
         return total.counts.to_dict() | {
             "rows": total.rows,
+            "row_tokens": total.row_tokens,
             "fill": fill,
             "cut": {"documents": total.cut, "pieces": total.pieces},
             "dropped_tokens": total.dropped_tokens,
@@ -325,11 +354,13 @@ def summary(info: DatasetInfo) -> str:
                 f"{kept['tokens']} "
                 f"tokens, fill {entry['fill'].get(group, 0):.2%}"
             )
-            fill = entry["fill"].get(group, 1)
-            if fill < LOW_FILL and rows > 1:
+            if entry["fill"].get(group, 1) < LOW_FILL and rows > 1:
                 mean = kept["tokens"] / kept["documents"]
                 better = -(-int(mean * (info.length // mean + 1) * 1.03) // 64) * 64
-                lines.append(f"  low fill: documents of about {mean:.0f} tokens; try --length={better}")
+                lines.append(
+                    f"  low fill: whole documents of about {mean:.0f} tokens leave this room; --top_up=text puts texts "
+                    f"there, or try --length={better}"
+                )
         if entry["cut"]["documents"]:
             lines.append(f"{split}: {entry['cut']['documents']} documents cut into {entry['cut']['pieces']} pieces")
         for reason, number in entry["dropped"].items():
@@ -345,11 +376,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", action="append", default=[], help="split to pack, may repeat; default: all")
     parser.add_argument("--seed", type=int, default=0, help="order of documents")
     parser.add_argument("--overlong", choices=OVERLONG, default="error", help="documents longer than a row")
+    parser.add_argument("--top_up", default="", help="group, such as text, that also fills the room in other rows")
     parser.add_argument("--unit_tokens", type=int, default=PackOptions.unit_tokens, help="tokens packed at once")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output")
     args = parser.parse_args(argv)
     try:
-        options = PackOptions(args.length, args.seed, args.overlong, args.unit_tokens)
+        options = PackOptions(args.length, args.seed, args.overlong, args.unit_tokens, args.top_up)
         info = pack(args.input, args.output, options, args.split, args.overwrite, show_progress=True)
     except (ValueError, OSError) as e:
         sys.exit(f"pack_shards: {e}")

@@ -1,7 +1,15 @@
-"""Putting documents into rows of fixed length: best fit decreasing, splitting of over-long documents, assembly."""
+"""Putting documents into rows of fixed length: two ways of packing, splitting of over-long documents, assembly.
+
+Best fit decreasing is near the optimum where lengths are spread over all of a row, and loses 2 to 7 % where they
+crowd around a few values (scenes of 86 to 110 tokens in rows of 1024): it uses up the longest first, and what is left
+does not add up. `closest_sum_rows` chooses documents whose sum is the row, from a random part of them, so that what
+is left stays like the whole. The better of the two is taken. Neither can pass the bound of whole documents: three
+of 1060 tokens leave a quarter of a row of 4096 empty; `top_up` puts documents of another group there.
+"""
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 
@@ -10,6 +18,9 @@ import numpy as np
 from ar_omni_jax.documents import Span, TokenDocument
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.schema import MAX_SEGMENTS, PackedExample, positions_of
+
+_WINDOW = 64  # documents to choose from, at least
+_GOOD_ENOUGH = 1.002  # rows for each row of a perfect packing
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -43,13 +54,81 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     return rows
 
 
-def pack_documents(lengths: Sequence[int], capacity: int, rng: np.random.Generator) -> list[list[int]]:
-    """`best_fit_decreasing`, then the documents of each row and the rows themselves in random order.
+def closest_sum_rows(lengths: Sequence[int], capacity: int, rng: np.random.Generator) -> list[list[int]]:
+    """Indices of `lengths` grouped into rows whose sum is at most `capacity`, as `best_fit_decreasing`.
 
-    Without it long documents would stand first in every row, and full rows first in every shard.
+    Documents wait in random order; each row takes the one that has waited longest and those others that together
+    fill it best. Deterministic for a state of `rng`. Time O(n * capacity / 64), the sums being bits of integers.
+    """
+    sizes = np.asarray(lengths, np.int64).tolist()
+    queue = iter(rng.permutation(len(sizes)).tolist())
+    waiting: list[int] = []
+    rows: list[list[int]] = []
+    total = 0  # tokens waiting
+    while True:
+        while len(waiting) < _WINDOW or total < 2 * capacity:
+            if (index := next(queue, None)) is None:
+                break
+            waiting.append(index)
+            total += sizes[index]
+        if not waiting:
+            return rows
+        first, *others = waiting
+        row = [first, *_closest(others, sizes, capacity - sizes[first])]
+        placed = set(row)
+        waiting = [index for index in waiting if index not in placed]
+        total -= sum(sizes[index] for index in row)
+        rows.append(row)
+
+
+def _closest(indices: Sequence[int], sizes: Sequence[int], room: int) -> list[int]:
+    """Those of `indices` whose sizes have the largest sum up to `room`, from the first ones where they reach it."""
+    reached = [1]  # bit s of element i: the first i sizes have a subset of sum s
+    mask, full = (1 << (room + 1)) - 1, 1 << room
+    for index in indices:
+        reached.append((reached[-1] | reached[-1] << sizes[index]) & mask)
+        if reached[-1] & full:
+            break
+    rest = reached[-1].bit_length() - 1
+    chosen = []
+    for i in range(len(reached) - 1, 0, -1):
+        if not reached[i - 1] >> rest & 1:
+            chosen.append(indices[i - 1])
+            rest -= sizes[indices[i - 1]]
+    return chosen[: MAX_SEGMENTS - 1]
+
+
+def pack_documents(lengths: Sequence[int], capacity: int, rng: np.random.Generator) -> list[list[int]]:
+    """The fewer rows of `best_fit_decreasing` and `closest_sum_rows`, with their documents, in random order.
+
+    Without that long documents would stand first in every row, and full rows first in every shard.
     """
     rows = best_fit_decreasing(lengths, capacity)
+    if len(rows) > np.sum(lengths) / capacity * _GOOD_ENOUGH + 1:
+        rows = min(rows, closest_sum_rows(lengths, capacity, rng), key=len)
     return [rng.permutation(rows[i]).tolist() for i in rng.permutation(len(rows))]
+
+
+def top_up(rooms: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """For each row with so much room left, indices of the documents of `lengths` that fill it, each at most once.
+
+    Of the documents that fit, the longest are tried first. Deterministic.
+    """
+    sizes = np.asarray(lengths, np.int64).tolist()
+    stock: dict[int, list[int]] = {}
+    for index, size in enumerate(sizes):
+        stock.setdefault(size, []).append(index)
+    present = sorted(stock)
+    added = []
+    for room in rooms:
+        candidates: list[int] = []
+        for at in range(bisect.bisect_right(present, room) - 1, -1, -1):
+            candidates += stock[present[at]][-(room // present[at]) :]
+            if len(candidates) >= _WINDOW:
+                break
+        added.append([stock[sizes[index]].pop() for index in _closest(candidates, sizes, room)])
+        present = [size for size in present if stock[size]] if any(not stock[sizes[i]] for i in added[-1]) else present
+    return added
 
 
 def fill_row(tokens: Sequence[np.ndarray], classes: Sequence[np.ndarray], length: int, pad: int) -> PackedExample:

@@ -27,6 +27,7 @@ from data_pipelines.media import MediaEncoder, MediaError, codecs_of
 from data_pipelines.schema import encode_document
 from data_pipelines.shards import ShardWriter, shard_name
 from data_pipelines.sources.base import Record, Source
+from data_pipelines.stage_clock import StageClock
 from data_pipelines.token_documents import check_tokens, require_layout
 
 ACCOUNTS = ".build"
@@ -124,24 +125,26 @@ def build_shard(
     pool: concurrent.futures.Executor,
     on_skip: Callable[[Skipped], None],
     on_window: Callable[[int, int], None],
+    clock: StageClock,
 ) -> Account:
     """Makes shard `index` and its account.
 
     on_skip: called for each record to be left out; raises to stop the build. on_window: called now and then with
-    the records and tokens since the last call.
+    the records and tokens since the last call. clock: counts the seconds of each stage.
     """
     start = index * job.per_shard
     stop = min(start + job.per_shard, len(job.source))
     account = Account()
     with ShardWriter(job.shard(index)) as writer:
-        for window in _windows(job, start, stop, pool):
+        for window in _windows(job, start, stop, pool, clock):
             before = account.counts.tokens
             for result in window:
                 if isinstance(result, Skipped):
                     on_skip(result)
                     account.skipped.append(result)
                 else:
-                    writer.write(encode_document(result, job.tokenizers.vocabulary))
+                    with clock.stage("write"):
+                        writer.write(encode_document(result, job.tokenizers.vocabulary))
                     account.counts.add(result)
             account.read += len(window)
             on_window(len(window), account.counts.tokens - before)
@@ -155,20 +158,22 @@ def build_shard(
 
 
 def _windows(
-    job: Job, start: int, stop: int, pool: concurrent.futures.Executor
+    job: Job, start: int, stop: int, pool: concurrent.futures.Executor, clock: StageClock
 ) -> Iterator[list[TokenDocument | Skipped]]:
     """The records of [start, stop), each as tokens or the reason why it has none, window by window."""
     waiting: list[Record] = []
 
     def documents():
-        for record in job.source.read(start, stop):
+        for record in clock.each("read", job.source.read(start, stop)):
             waiting.append(record)
             usable = isinstance(record.document, Document) and record.index not in job.duplicates
             yield record.document if usable else None
 
-    for window in MediaEncoder(codecs_of(job.tokenizers), pool, job.augmenter).windows(documents()):
+    for window in MediaEncoder(codecs_of(job.tokenizers), pool, job.augmenter, clock).windows(documents()):
         records, waiting[: len(window)] = waiting[: len(window)], []
-        yield [_tokens(job, record, codes) for record, codes in zip(records, window, strict=True)]
+        with clock.stage("tokens"):
+            results = [_tokens(job, record, codes) for record, codes in zip(records, window, strict=True)]
+        yield results
 
 
 def _tokens(job: Job, record: Record, codes: list[np.ndarray | MediaError]) -> TokenDocument | Skipped:

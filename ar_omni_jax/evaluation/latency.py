@@ -27,8 +27,9 @@ import jax
 from ar_omni_jax.evaluation.hf_baseline import Baseline, BaselineError
 from ar_omni_jax.evaluation.latency_runs import measure_batch, measure_speech
 from ar_omni_jax.evaluation.latency_subjects import MODELS, Subject, checkpoint_subject, random_subject
-from ar_omni_jax.evaluation.machine import copy_bandwidth, machine
+from ar_omni_jax.evaluation.machine import copy_bandwidth
 from ar_omni_jax.files import replace_file
+from ar_omni_jax.machine import machine
 from ar_omni_jax.predictor import FOR_PEOPLE
 
 LARGEST_BASELINE = 1e9  # parameters of a model that HF is asked to run on a CPU

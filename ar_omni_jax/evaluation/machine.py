@@ -1,40 +1,15 @@
-"""The machine that a measurement ran on: its name, and how fast it copies memory."""
+"""How fast the machine that a measurement ran on copies memory."""
 
 from __future__ import annotations
 
-import os
-import platform
 import threading
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def machine() -> dict:
-    """What a reader needs to judge a measurement: processor, accelerator, versions, and how busy it was."""
-    device = jax.devices()[0]
-    return {
-        "processor": _processor(),
-        "cores": _cores(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "device": f"{device.device_kind} ({device.platform})",
-        "devices": len(jax.devices()),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+from ar_omni_jax.machine import cores
 
 
 def copy_bandwidth(megabytes: int = 256, repeats: int = 8) -> float:
@@ -53,7 +28,7 @@ def copy_bandwidth(megabytes: int = 256, repeats: int = 8) -> float:
 
 def _threaded_copy(count: int):
     source, target = np.ones(count, np.float32), np.empty(count, np.float32)
-    bounds = np.linspace(0, count, _cores() + 1).astype(int)
+    bounds = np.linspace(0, count, cores() + 1).astype(int)
 
     def copy():
         pairs = zip(bounds[:-1], bounds[1:], strict=True)

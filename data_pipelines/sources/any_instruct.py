@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from ar_omni_jax.documents import Document, DocumentError, Part, Turn, default_group
 from ar_omni_jax.vocabulary import Modality
-from data_pipelines.sources.base import Record
 from data_pipelines.sources.dialogues import task_of_turns
-from data_pipelines.sources.json_records import JsonRecords, own_id, parse_object
+from data_pipelines.sources.json_records import JsonDocuments
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 
 NAME = "any_instruct"
@@ -32,34 +30,14 @@ _MEDIA = {"image": Modality.IMAGE, "images": Modality.IMAGE, "speech": Modality.
 _CODES = re.compile("<(?:eo|so)(?:sp|im|mu)>|<\N{SPEAKING HEAD IN SILHOUETTE}")
 
 
-class AnyInstructSource:
+class AnyInstructSource(JsonDocuments):
     """Source of the dialogues of one JSON file or of all in a folder."""
 
+    name = NAME
+
     def __init__(self, path: str | os.PathLike, options: SourceOptions = NO_OPTIONS):
-        options.refuse(NAME, "tasks", "instructions", "prompt_dropout", "columns")
-        self._records = JsonRecords(path)
-        self._folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        self.digest = self._records.digest
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def ids(self) -> Iterator[str | None]:
-        for _, where, name, data in self._records.read(0, len(self)):
-            try:
-                yield own_id(name, parse_object(data, where).get("id"))
-            except DocumentError:
-                yield None
-
-    def read(self, start: int, stop: int) -> Iterator[Record]:
-        for index, where, name, data in self._records.read(start, stop):
-            found = ""
-            try:
-                record = parse_object(data, where)
-                found = own_id(name, record.get("id"))
-                yield Record(index, where, found, self._document(record, found, where))
-            except DocumentError as e:
-                yield Record(index, where, found, error=str(e))
+        super().__init__(path, options)
+        self._folder = self.path if self.path.is_dir() else self.path.parent
 
     def _document(self, record: Mapping[str, Any], name: str, where: str) -> Document:
         keys = [key for key in KEYS if record.get(key)]

@@ -88,7 +88,12 @@ class LineIndex:
                             yield index, at, line
                         index += 1
         except OSError as e:
-            raise DocumentError(f"{self.path}: cannot be read any more ({e}); start again when it is there") from e
+            raise vanished(self.path, e) from e
+
+
+def vanished(path: str | os.PathLike, error: OSError) -> DocumentError:
+    """The error of an input that could be read when it was listed."""
+    return DocumentError(f"{path}: cannot be read any more ({error}); start again when it is there")
 
 
 def duplicates(source: Source) -> dict[int, int]:

@@ -14,7 +14,6 @@ read one recording at a time, so its size does not matter.
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import json
 import os
@@ -27,7 +26,8 @@ from typing import Any
 from ar_omni_jax.documents import DocumentError
 from data_pipelines.sound import SoundSegment
 from data_pipelines.sources.base import Record
-from data_pipelines.sources.json_stream import array_items
+from data_pipelines.sources.json_stream import ArrayIndex
+from data_pipelines.sources.listing import Spans
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 from data_pipelines.sources.transcripts import UNUSED, utterance
 
@@ -40,7 +40,7 @@ _NEEDED = {"sid": str, "begin_time": (int, float), "end_time": (int, float), "te
 
 
 class GigaSpeechSource:
-    """Segments in the order of the file. In memory: where each recording's entry stands, 24 bytes a recording."""
+    """Segments in the order of the file. In memory: where each recording's entry stands, 28 bytes a recording."""
 
     name = "gigaspeech"
 
@@ -48,21 +48,17 @@ class GigaSpeechSource:
         options.refuse(self.name, *UNUSED)
         self.options = options
         self.path, self._subset = _split(str(path))
-        digest = hashlib.sha256(f"{self._subset}\0".encode())
-        self._places, self._ends = array("Q"), array("Q")  # (first byte, byte after the last) flat; records so far
         seen: set[str] = set()
-        end = 0
-        for first, last, audio in array_items(self.path, "audios", digest):
-            end += len(self._entries(audio, seen))
-            self._places.extend((first, last))
-            self._ends.append(end)
-        if self._subset and not end:
+        sizes = array("I")
+        self._audios = ArrayIndex(self.path, "audios", lambda audio: sizes.append(len(self._entries(audio, seen))))
+        self._spans = Spans(sizes)
+        if self._subset and not len(self):
             known = ", ".join(sorted(name.strip("{}") for name in seen)) or "none at all"
             raise DocumentError(f"{self.path}: no segment is in subset {self._subset!r}; its subsets are {known}")
-        self.digest = digest.hexdigest()[:16]
+        self.digest = hashlib.sha256(f"{self._subset}\0{self._audios.digest}".encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._spans)
 
     def ids(self) -> Iterator[str | None]:
         for _, _, (_, entry) in self._walk(0, len(self)):
@@ -103,21 +99,12 @@ class GigaSpeechSource:
 
     def _walk(self, start: int, stop: int) -> Iterator[tuple[int, Any, tuple[int, Any]]]:
         """(index, recording, entry of `_entries`) of the records [start, stop)."""
-        stop = min(stop, len(self))
-        number = bisect.bisect_right(self._ends, start)
-        try:
-            file = self.path.open("rb")
-        except OSError as e:
-            raise DocumentError(f"{self.path}: cannot be read any more ({e}); start again when it is there") from e
-        with file:
-            while start < stop:
-                before, end = self._ends[number - 1] if number else 0, min(stop, self._ends[number])
-                first, last = self._places[2 * number : 2 * number + 2]
-                file.seek(first)
-                audio, entries = self._parsed(file.read(last - first), self._ends[number] - before)
-                for at, entry in enumerate(entries[start - before : end - before], start):
+        for number, first, last in self._spans.ranges(start, stop):
+            begin, end = self._spans.start(number), self._spans.start(number + 1)
+            for _, _, data in self._audios.items(number, number + 1):
+                audio, entries = self._parsed(data, end - begin)
+                for at, entry in enumerate(entries[first:last], begin + first):
                     yield at, audio, entry
-                start, number = end, number + 1
 
     def _parsed(self, data: bytes, count: int) -> tuple[Any, list[tuple[int, Any]]]:
         try:

@@ -2,76 +2,22 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import hashlib
 import json
-import mmap
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ar_omni_jax.documents import DocumentError
-from data_pipelines.sources.base import LineIndex
+from ar_omni_jax.documents import Document, DocumentError, TokenDocument
+from data_pipelines.sources.base import LineIndex, Record
+from data_pipelines.sources.json_stream import ArrayIndex
 from data_pipelines.sources.listing import Spans, list_files
+from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 
-# A whole string, a bracket, a comma of an array, or a quotation mark that no other one closes.
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]|"', re.DOTALL)
 _CHUNK = 1 << 20
-
-
-class ArrayIndex:
-    """Random access to the elements of one JSON array, the whole content of a file: 16 bytes of memory each."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        self.digest = digest.hexdigest()[:16]
-        self._starts, self._ends = array.array("Q"), array.array("Q")
-        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            problem = self._scan(data)
-        if problem:
-            raise DocumentError(f"{self.path}: {problem}")
-        self.count = len(self._starts)
-
-    def _scan(self, data: mmap.mmap) -> str:
-        """Notes where the elements are; returns what is wrong with the array, "" when nothing is."""
-        depth, start, closed = 0, 0, False
-        for match in _TOKEN.finditer(data):
-            at, token = match.start(), data[match.start()]
-            if closed:
-                return f"more after the array, at byte {at}; save one array, or JSON lines"
-            if match.end() - at > 1:
-                continue
-            if token == ord('"'):
-                return f"a string at byte {at} has no end; is the file cut short? copy it again"
-            if depth == 1 and token in b",]":
-                if data[start:at].strip():
-                    self._starts.append(start)
-                    self._ends.append(at)
-                elif token == ord(",") or self._starts:
-                    return f"nothing between two commas at byte {at}; mend the array"
-                start = at + 1
-            depth += (token in b"[{") - (token in b"]}")
-            if depth == 1 and not start:
-                start = at + 1
-            closed = not depth
-        return "" if closed else "the array has no end; is the file cut short? copy it again"
-
-    def elements(self, start: int, stop: int) -> Iterator[tuple[int, int, bytes]]:
-        """(index, number from 1, JSON) of the elements [start, stop)."""
-        try:
-            with self.path.open("rb") as file:
-                for index in range(start, min(stop, self.count)):
-                    file.seek(self._starts[index])
-                    yield index, index + 1, file.read(self._ends[index] - self._starts[index])
-        except OSError as e:
-            raise DocumentError(f"{self.path}: cannot be read any more ({e}); start again when it is there") from e
+_BOM = b"\xef\xbb\xbf"
 
 
 class JsonRecords:
@@ -95,9 +41,55 @@ class JsonRecords:
         for part, first, last in self._spans.ranges(start, stop):
             name, index = self._files[part]
             array_ = isinstance(index, ArrayIndex)
-            for at, place, data in (index.elements if array_ else index.lines)(first, last):
+            for at, place, data in (index.items if array_ else index.lines)(first, last):
                 where = f"{index.path}: {'record' if array_ else 'line'} {place}"
                 yield self._spans.start(part) + at, where, f"{name}/{place}", data
+
+
+class JsonDocuments:
+    """Source of the documents of one JSON file or of all in a folder, one document a record.
+
+    A subclass has `name`; `suffixes` and `unused`, the options that it refuses, where they are others; `_id` and
+    `_document`.
+    """
+
+    name: str
+    suffixes: tuple[str, ...] = (".jsonl", ".json")
+    unused: tuple[str, ...] = ("tasks", "instructions", "prompt_dropout", "columns")
+
+    def __init__(self, path: str | os.PathLike, options: SourceOptions = NO_OPTIONS):
+        options.refuse(self.name, *self.unused)
+        self.path, self.options = Path(path), options
+        self._records = JsonRecords(path, self.suffixes)
+        self.digest = self._records.digest
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def ids(self) -> Iterator[str | None]:
+        for _, where, place, data in self._records.read(0, len(self)):
+            try:
+                yield self._id(parse_object(data, where), place, where)
+            except DocumentError:
+                yield None
+
+    def read(self, start: int, stop: int) -> Iterator[Record]:
+        for index, where, place, data in self._records.read(start, stop):
+            name = ""
+            try:
+                record = parse_object(data, where)
+                name = self._id(record, place, where)
+                yield Record(index, where, name, self._document(record, name, where))
+            except DocumentError as e:
+                yield Record(index, where, name, error=str(e))
+
+    def _id(self, record: dict[str, Any], place: str, where: str) -> str:
+        """The document's id; `place` is FILE/PLACE. DocumentError naming `where`."""
+        return own_id(place, record.get("id"))
+
+    def _document(self, record: dict[str, Any], name: str, where: str) -> Document | TokenDocument:
+        """The document of a record; DocumentError naming `where`."""
+        raise NotImplementedError
 
 
 def _list(path: str | os.PathLike, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
@@ -119,7 +111,7 @@ def _index(path: Path) -> ArrayIndex | LineIndex:
             pass
     if not head:
         raise DocumentError(f"{path}: is empty; was it written to its end?")
-    return ArrayIndex(path) if head.lstrip()[:1] == b"[" else LineIndex(path)
+    return ArrayIndex(path) if head.removeprefix(_BOM).lstrip()[:1] == b"[" else LineIndex(path)
 
 
 def own_id(name: str, own: Any) -> str:

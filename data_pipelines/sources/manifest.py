@@ -9,7 +9,6 @@ optional. Format: `ar_omni_jax.documents.document_from_json`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from ar_omni_jax.documents import Document, DocumentError, Part, document_from_json
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.sources.base import LineIndex, Record
+from data_pipelines.sources.json_records import parse_object
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 
 
@@ -35,15 +35,16 @@ class ManifestSource:
     def ids(self) -> Iterator[str | None]:
         for _, _, line in self._index.lines(0, len(self)):
             try:
-                yield str(json.loads(line)["id"])
-            except (ValueError, KeyError, TypeError):
+                record = parse_object(line, "")
+                yield str(record["id"]) if "id" in record else None
+            except DocumentError:
                 yield None
 
     def read(self, start: int, stop: int) -> Iterator[Record]:
         for index, number, line in self._index.lines(start, stop):
             where, name = f"{self.path}: line {number}", ""
             try:
-                data = _parse(line, where)
+                data = parse_object(line, where)
                 name = str(data.get("id", ""))
                 document = document_from_json(data, source="manifest", where=where)
                 yield Record(index, where, name, self._resolved(document, where))
@@ -64,15 +65,3 @@ class ManifestSource:
 
         turns = tuple(dataclasses.replace(t, parts=tuple(resolve(p) for p in t.parts)) for t in document.turns)
         return dataclasses.replace(document, turns=turns)
-
-
-def _parse(line: bytes, where: str) -> dict:
-    try:
-        data = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as e:
-        raise DocumentError(f"{where}: not UTF-8 (byte {e.start}); save the manifest as UTF-8") from e
-    except ValueError as e:
-        raise DocumentError(f"{where}: malformed JSON ({e}); each line must be one JSON object") from e
-    if not isinstance(data, dict):
-        raise DocumentError(f"{where}: a document must be a JSON object, not {type(data).__name__}")
-    return data

@@ -10,7 +10,8 @@ from typing import Any
 from ar_omni_jax.documents import Document, DocumentError, TokenDocument
 from data_pipelines.sources.base import Record
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
-from data_pipelines.sources.parquet_rows import ParquetFile, ParquetRows
+from data_pipelines.sources.parquet_columns import record_of, row_ids
+from data_pipelines.sources.parquet_rows import ParquetFile, ParquetRows, Row
 
 _BATCH = 64  # rows in memory: one may be a minute of speech
 
@@ -35,23 +36,14 @@ class ParquetDocuments:
         return len(self._rows)
 
     def ids(self) -> Iterator[str | None]:
-        for file in self._rows.files:
-            if file.fault:
-                yield None
-            else:
-                yield from (f"{file.name}/{row}" for row in range(sum(file.groups)))
+        return row_ids(self._rows, NO_OPTIONS)
 
     def read(self, start: int, stop: int) -> Iterator[Record]:
         for row in self._rows.rows(start, stop, self._columns, _BATCH):
-            if row.values is None:
-                yield Record(row.index, row.where, "", error=row.error)
-                continue
-            name = f"{row.file.name}/{row.number}"
-            try:
-                document = self._document(row.values, name, row.where, row.file.path.parent)
-                yield Record(row.index, row.where, name, document)
-            except DocumentError as e:
-                yield Record(row.index, row.where, name, error=str(e))
+            yield record_of(row, NO_OPTIONS, self._of_row)
+
+    def _of_row(self, row: Row, name: str) -> Document | TokenDocument:
+        return self._document(row.values, name, row.where, row.file.path.parent)
 
     def _columns(self, file: ParquetFile) -> list[str]:
         names = file.schema.names

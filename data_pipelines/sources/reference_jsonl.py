@@ -12,17 +12,13 @@ has plain weights. `text_to_text` is "chat" where an `<eoh>` ends a user's turn,
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ar_omni_jax.documents import DocumentError, TokenDocument
 from ar_omni_jax.vocabulary import Modality, chameleon_vocabulary
-from data_pipelines.sources.base import Record
-from data_pipelines.sources.json_records import JsonRecords, own_id, parse_object
-from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
+from data_pipelines.sources.json_records import JsonDocuments, own_id
 from data_pipelines.token_documents import token_document, token_ids
 
 NAME = "reference_jsonl"
@@ -39,35 +35,16 @@ _WEIGHED = ("caption", "asr")  # their response must be text alone
 _OPENERS = {"t2i": "boi", "speech_to_image": "boi", "tts": "boa"}
 
 
-class ReferenceJsonlSource:
+class ReferenceJsonlSource(JsonDocuments):
     """Source of the token documents of one .jsonl file or of all in a folder."""
 
+    name, suffixes = NAME, (".jsonl",)
     layout, template = chameleon_vocabulary(), "released"
 
-    def __init__(self, path: str | os.PathLike, options: SourceOptions = NO_OPTIONS):
-        options.refuse(NAME, "tasks", "instructions", "prompt_dropout", "columns")
-        self._records = JsonRecords(path, (".jsonl",))
-        self.digest = self._records.digest
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def ids(self) -> Iterator[str | None]:
-        for _, where, name, data in self._records.read(0, len(self)):
-            try:
-                yield _id(parse_object(data, where), name)
-            except DocumentError:
-                yield None
-
-    def read(self, start: int, stop: int) -> Iterator[Record]:
-        for index, where, name, data in self._records.read(start, stop):
-            found = ""
-            try:
-                record = parse_object(data, where)
-                found = _id(record, name)
-                yield Record(index, where, found, self._document(record, found, where))
-            except DocumentError as e:
-                yield Record(index, where, found, error=str(e))
+    def _id(self, record: dict[str, Any], place: str, where: str) -> str:
+        """FILE/TASK:ID, since one pair may serve two tasks; without an id FILE/LINE."""
+        own = record.get("id")
+        return own_id(place, None if own is None or own == "" else f"{record.get('task')}:{own}")
 
     def _document(self, record: dict[str, Any], name: str, where: str) -> TokenDocument:
         for key in ("discrete_code", "task"):
@@ -112,9 +89,3 @@ class ReferenceJsonlSource:
     def _is_text(self, ids: np.ndarray) -> bool:
         text = self.layout.range_of(Modality.TEXT)
         return bool(((ids >= text.start) & (ids < text.stop)).all())
-
-
-def _id(record: dict[str, Any], name: str) -> str:
-    """FILE/TASK:ID, since one pair may serve two tasks; without an id FILE/LINE."""
-    own = record.get("id")
-    return own_id(name, None if own is None or own == "" else f"{record.get('task')}:{own}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import os
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from ar_omni_jax.documents import DocumentError, Part
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.pairs import pair_document
 from data_pipelines.sources.base import LineIndex, Record
+from data_pipelines.sources.listing import Spans
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 
 SOUND_SUFFIXES = (".flac", ".wav", ".mp3", ".opus", ".ogg")
@@ -32,15 +32,13 @@ class TranscriptSource:
     def __init__(self, path: str | os.PathLike, options: SourceOptions = NO_OPTIONS):
         options.refuse(self.name, *UNUSED)
         self.path, self.options = Path(path), options
-        digest, end = hashlib.sha256(), 0
+        digest = hashlib.sha256()
         self._listings: list[LineIndex] = []
-        self._ends: list[int] = []  # records up to and with each listing
         for listing in self.listings():
             index = LineIndex(listing)
             digest.update(f"{os.path.relpath(listing, self.path)}\0{index.digest}\0".encode(errors="surrogateescape"))
-            end += max(0, index.count - self.header)
             self._listings.append(index)
-            self._ends.append(end)
+        self._spans = Spans(max(0, index.count - self.header) for index in self._listings)
         self.digest = digest.hexdigest()[:16]
 
     def listings(self) -> list[Path]:
@@ -56,7 +54,7 @@ class TranscriptSource:
         raise NotImplementedError
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._spans)
 
     def ids(self) -> Iterator[str | None]:
         for _, where, _, line in self._lines(0, len(self)):
@@ -77,16 +75,10 @@ class TranscriptSource:
 
     def _lines(self, start: int, stop: int) -> Iterator[tuple[int, str, Path, bytes]]:
         """(index, where, listing, line) of the records [start, stop)."""
-        stop = min(stop, len(self))
-        number = bisect.bisect_right(self._ends, start)
-        while start < stop:
-            listing = self._listings[number]
-            before = self._ends[number - 1] if number else 0
-            end = min(stop, self._ends[number])
-            shift = before - self.header
-            for at, line_number, line in listing.lines(start - shift, end - shift):
-                yield at + shift, f"{listing.path}: line {line_number}", listing.path, line
-            start, number = end, number + 1
+        for part, first, last in self._spans.ranges(start, stop):
+            listing, shift = self._listings[part], self._spans.start(part) - self.header
+            for at, number, line in listing.lines(first + self.header, last + self.header):
+                yield at + shift, f"{listing.path}: line {number}", listing.path, line
 
 
 def decoded(line: bytes, where: str) -> str:

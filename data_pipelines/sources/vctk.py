@@ -7,7 +7,6 @@ such: speaker p315 has no texts), so that nothing is left out unseen.
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import os
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from ar_omni_jax.documents import DocumentError
 from data_pipelines.sources.base import Record
+from data_pipelines.sources.listing import Spans
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 from data_pipelines.sources.transcripts import UNUSED, decoded, utterance
 
@@ -38,34 +38,29 @@ class VCTKSource:
         self._sounds, self._sound_end = layouts[0]
         folders = [p.name for root in (self._sounds, self._texts) for p in root.iterdir() if p.is_dir()]
         self._speakers = sorted(set(folders))
-        digest, end = hashlib.sha256(), 0
-        self._ends: list[int] = []
+        digest, sizes = hashlib.sha256(), []
         for speaker in self._speakers:
             names = self._names(speaker)
             for name, (has_text, has_sound) in names.items():
                 text = self._text_path(speaker, name).read_bytes() if has_text else b""
                 digest.update(f"{name}\0{has_text}{has_sound}{len(text)}\0".encode(errors="surrogateescape") + text)
-            end += len(names)
-            self._ends.append(end)
+            sizes.append(len(names))
+        self._spans = Spans(sizes)
         self.digest = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._spans)
 
     def ids(self) -> Iterator[str | None]:
         for speaker in self._speakers:
             yield from self._names(speaker)
 
     def read(self, start: int, stop: int) -> Iterator[Record]:
-        stop = min(stop, len(self))
-        number = bisect.bisect_right(self._ends, start)
-        while start < stop:
-            speaker, end = self._speakers[number], min(stop, self._ends[number])
-            before = self._ends[number - 1] if number else 0
-            names = list(self._names(speaker).items())
-            for at, (name, found) in enumerate(names[start - before : end - before], start):
+        for part, first, last in self._spans.ranges(start, stop):
+            speaker, index = self._speakers[part], self._spans.start(part) + first
+            names = list(self._names(speaker).items())[first:last]
+            for at, (name, found) in enumerate(names, index):
                 yield self._record(at, speaker, name, *found)
-            start, number = end, number + 1
 
     def _names(self, speaker: str) -> dict[str, tuple[bool, bool]]:
         """{utterance: (has a text, has a sound)} of one speaker, in order."""

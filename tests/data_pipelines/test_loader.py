@@ -61,7 +61,7 @@ def assert_same(a, b):
 def test_global_batches_do_not_depend_on_hosts_and_workers(packed, hosts, workers):
     want = batches(packed, 5)
     share = 8 // hosts
-    for host in [hosts - 1] if workers else range(hosts):  # processes take seconds to start
+    for host in range(hosts):
         got = batches(packed, 5, process_index=host, process_count=hosts, workers=workers)
         assert_same(got, [{k: v[host * share : (host + 1) * share] for k, v in b.items()} for b in want])
 
@@ -72,6 +72,28 @@ def test_resume_at_any_step_and_other_hosts(packed, start):
     assert_same(batches(packed, 3, start_step=start), want)
     got = batches(packed, 3, start_step=start, process_index=1, process_count=2)
     assert_same(got, [{k: v[4:] for k, v in b.items()} for b in want])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_hosts_and_workers(packed):
+    want, got = batches(packed, 9), []
+    for hosts, workers, steps in [(1, 0, 1), (4, 0, 2), (2, 2, 2), (1, 2, 3), (2, 0, 1)]:
+        place = {"start_step": len(got), "process_count": hosts, "workers": workers}
+        parts = [batches(packed, steps, process_index=host, **place) for host in range(hosts)]
+        got += [{k: np.concatenate([p[k] for p in step]) for k in KEYS} for step in zip(*parts, strict=True)]
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize("stop", ["first_exhausted", "all_exhausted"])
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_all_hosts_stop_at_the_same_step(packed, stop, hosts):
+    data = {"stop": stop}
+    want = batches(packed, data=data, threads=1)
+    parts = [batches(packed, data=data, process_index=host, process_count=hosts) for host in range(hosts)]
+    assert_same([{k: np.concatenate([p[k] for p in s]) for k in KEYS} for s in zip(*parts, strict=True)], want)
+    share = 8 // hosts
+    rest = batches(packed, data=data, process_index=1, process_count=hosts, start_step=len(want) - 2)
+    assert_same(rest, [{k: v[share : 2 * share] for k, v in b.items()} for b in want[-2:]])
 
 
 def test_step_is_the_state_and_far_steps_cost_nothing(packed):

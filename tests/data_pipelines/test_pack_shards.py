@@ -1,5 +1,6 @@
 """pack_shards: all documents arrive once, equal bytes after any interruption, errors that name and advise."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -82,6 +83,28 @@ def test_low_fill_comes_with_advice_that_helps(tmp_path):
     advised = int(pack_shards.summary(info).split("--length=")[1])
     info = pack(tmp_path / "in", tmp_path / "better", PackOptions(advised))
     assert info.splits["train"]["fill"]["image"] > 0.95 and "low fill" not in pack_shards.summary(info)
+
+
+def test_topping_up_loses_nothing_and_fills_rows(tmp_path, monkeypatch):
+    docs = make_documents(400, kinds=[1], low=88, high=104) + make_documents(600, 1, kinds=[0], low=11, high=60)
+    docs += make_documents(100, 2, kinds=[3], low=40, high=200)
+    docs = [dataclasses.replace(doc, id=str(i)) for i, doc in enumerate(docs)]
+    write_documents(tmp_path / "in", {"train": docs})
+    info = pack(tmp_path / "in", tmp_path / "out", PackOptions(512, unit_tokens=30_000, top_up="text"))
+    entry, rows = info.splits["train"], list(rows_of(tmp_path / "out"))
+    got = Counter(key(*doc) for _, row in rows for doc in packing.unpack_row(row))
+    assert got == Counter(key(d.tokens, d.classes()) for d in docs)
+    measured = {g: np.mean([np.mean(row.segment_ids > 0) for name, row in rows if name == g]) for g in GROUPS}
+    assert entry["fill"] == pytest.approx(measured, abs=1e-6) and measured["image"] >= 0.98
+    assert sum(entry["row_tokens"].values()) == entry["tokens"] and entry["by_group"]["text"]["documents"] == 600
+    plain = pack(tmp_path / "in", tmp_path / "plain", PackOptions(512, unit_tokens=30_000))
+    assert plain.splits["train"]["fill"]["image"] < 0.95 and "--top_up=text" in pack_shards.summary(plain)
+    again = pack(tmp_path / "in", tmp_path / "again", PackOptions(512, unit_tokens=30_000, top_up="text"))
+    assert again == info and contents(tmp_path / "again") == contents(tmp_path / "out")
+    with pytest.raises(SchemaError, match="packed with settings.*top_up"):
+        pack(tmp_path / "in", tmp_path / "out", PackOptions(512, unit_tokens=30_000), ["train"])
+    with pytest.raises(ValueError, match="top_up 'video' is not one of text, image, speech"):
+        PackOptions(512, top_up="video")
 
 
 def test_documents_are_shuffled_by_seed(corpus, packed, tmp_path):

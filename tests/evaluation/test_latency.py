@@ -13,7 +13,8 @@ from ar_omni_jax.evaluation.agreement import compare
 from ar_omni_jax.evaluation.hf_baseline import Baseline, BaselineError
 from ar_omni_jax.evaluation.latency_runs import UNCONSTRAINED, measure_batch, measure_speech, random_prompt, run
 from ar_omni_jax.evaluation.latency_subjects import cache_bytes, random_subject, weight_bytes
-from ar_omni_jax.evaluation.machine import copy_bandwidth, machine
+from ar_omni_jax.evaluation.machine import copy_bandwidth
+from ar_omni_jax.machine import machine
 from ar_omni_jax.model.config import chameleon_7b
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.tokenizers.speech import SpeechTokenizer

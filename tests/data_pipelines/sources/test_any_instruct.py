@@ -13,7 +13,7 @@ from data_pipelines.shard_builder import BuildError
 from data_pipelines.shards import read_documents
 from data_pipelines.sources import SourceOptions, open_source
 from data_pipelines.sources.base import duplicates
-from data_pipelines.sources.json_records import ArrayIndex
+from data_pipelines.sources.json_stream import ArrayIndex
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +150,11 @@ def test_a_bad_record_is_named(name, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"chat": []}, {"chat"', "array has no end; is the file cut short"),
-        ('[{"chat": []}, {"cha', "string at byte 16 has no end"),
-        ('[{"chat": []}] {"a": 1}', "more after the array, at byte 15"),
-        ('[{"chat": []},, {"a": 1}]', "nothing between two commas at byte 14"),
+        ('[{"chat": []}, {"chat"', r"byte 22: malformed JSON .*; was it copied or downloaded whole"),
+        ('[{"chat": []}, {"cha', r"byte 16: malformed JSON \(Unterminated string"),
+        ('[{"chat": []}', "byte 13: malformed JSON: ',' expected, not the end"),
+        ('[{"chat": []}] {"a": 1}', "byte 15: something follows the end of the JSON array"),
+        ('[{"chat": []},, {"a": 1}]', "byte 14: malformed JSON"),
         ("", "is empty"),
         (" \n ", "is empty"),
     ],
@@ -162,6 +163,15 @@ def test_a_broken_array_is_refused_at_once(text, message, tmp_path):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(DocumentError, match=f"c.json: .*{message}"):
         open_source("any_instruct", tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("damaged", ['{"chat" [1, "],"]}', '{"chat": nil}', "x", '{"chat": "a\tb"}'])
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n "])
+def test_a_malformed_item_of_an_array_is_one_bad_record(damaged, start, tmp_path):
+    good = json.dumps({"chat": GOOD})
+    (tmp_path / "c.json").write_text(f"{start}[{good}, {damaged},{good}]", "utf-8")
+    first, bad, last = open_source("any_instruct", tmp_path / "c.json").read(0, 3)
+    assert "c.json: record 2: malformed JSON" in bad.error and not first.error and not last.error
 
 
 def test_missing_files_and_options(tmp_path):
@@ -193,10 +203,10 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         path = write_array(tmp_path / f"{count}.json", [{"chat": [says("user", "y" * 5000), GOOD[1]]}] * count)
         tracemalloc.start()
         index = ArrayIndex(path)
-        total = sum(len(data) for _, _, data in index.elements(0, index.count))
+        total = sum(len(data) for _, _, data in index.items(0, index.count))
         highest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert index.count == count and total > 5000 * count
         return highest
 
-    assert peak(2000) < peak(200) + 2000 * 100
+    assert peak(4000) < peak(800) + 4000 * 100  # both larger than what is read at once

@@ -170,7 +170,7 @@ def test_a_missing_or_damaged_recording_is_named(corpus, tmp_path):
 DAMAGED = {
     "cut": (lambda data: data[:700], r"byte \d+: malformed JSON.*downloaded whole"),
     "cut at its end": (lambda data: data[:-1], "byte .*'}' expected, not the end|malformed JSON"),
-    "hole": (lambda data: data.replace(b'"segments":', b'"segments";', 1), r"byte \d+: malformed JSON \(Expecting ':'"),
+    "hole": (lambda data: data.replace(b'"audios":', b'"audios";', 1), r"byte \d+: malformed JSON: ':' expected"),
     "two": (lambda data: data * 2, "something follows the end"),
     "other": (lambda data: data.replace(b'"audios"', b'"videos"'), "no list 'audios'"),
     "empty": (lambda data: b"", "'{' expected, not the end"),
@@ -188,6 +188,15 @@ def test_a_damaged_manifest_is_refused_with_the_place(corpus, monkeypatch, name,
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DocumentError, match=f"GigaSpeech.json: .*({message})"):
         open_source("gigaspeech", path)
+
+
+def test_a_malformed_recording_is_one_bad_record(corpus):
+    path = write(corpus, make_manifest())
+    whole = list(open_source("gigaspeech", path).read(0, 99))
+    path.write_bytes(path.read_bytes().replace(b'"segments":', b'"segments";', 1))
+    first, *others = open_source("gigaspeech", path).read(0, 99)
+    assert "GigaSpeech.json: recording ?" in first.error and "Expecting ':'" in first.error
+    assert [r.id for r in others] == [r.id for r in whole][-len(others) :] and len(others) >= 2
 
 
 def test_a_missing_manifest_is_told(tmp_path):

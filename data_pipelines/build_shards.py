@@ -281,8 +281,11 @@ def main(argv: list[str] | None = None) -> None:
         augmenter = parse_augmenter(heard)
         tokenizers = _tokenizers(args.pop("tokenizers"), source)
         build(source, path, output, tokenizers, options=options, augmenter=augmenter, **args)
-    except (BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError) as e:
+    except (BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError, OSError) as e:
         sys.exit(f"build_shards: {e}")
+    except KeyboardInterrupt:
+        print("build_shards: interrupted; finished shards are kept, run the same command to go on", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def read_metrics(path: Path) -> tuple[list[dict], list[dict]]:
     """(training records, validation records) of a metrics.jsonl, each with its "step"."""
     if not path.is_file():
         raise ReportError(f"{path} is missing: train first (python -m ar_omni_jax.main … --workdir={path.parent})")
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    lines = [line for line in path.read_text().split("\n") if line.strip()]
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -146,7 +146,7 @@ def read_manifest(evaluation: dict, run: Path) -> tuple[Path, dict[str, dict]]:
     manifest = next((place for place in places if place.is_file()), None)
     if manifest is None:
         raise ReportError(f"the manifest that was judged is neither {places[0]} nor {places[1]}; put it back there")
-    records = map(json.loads, filter(str.strip, manifest.read_text(encoding="utf-8").splitlines()))
+    records = map(json.loads, filter(str.strip, manifest.read_text(encoding="utf-8").split("\n")))
     return manifest, {record["id"]: record for record in records}
 
 

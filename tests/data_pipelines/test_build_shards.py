@@ -348,3 +348,20 @@ def test_progress_tells_rates_and_time_left():
         progress.add(2, 10)
     assert stream.getvalue().startswith("2/4 documents, ") and "tokens/s" in stream.getvalue()
     assert "s left" in stream.getvalue()
+
+
+def test_an_unwritable_output_and_an_interruption_are_told_in_a_line(tmp_path, monkeypatch, capsys):
+    manifest = tmp_path / "a.jsonl"
+    manifest.write_text('{"id": "1", "task": "text", "turns": [[{"text": "one"}]]}\n')
+    (tmp_path / "file").write_text("in the way")
+    arguments = [f"--input={manifest}", f"--output={tmp_path / 'file' / 'shards'}"]
+    with pytest.raises(SystemExit, match="build_shards: .*Not a directory"):
+        build_shards.main(arguments)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_shards, "build", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        build_shards.main(arguments)
+    assert stopped.value.code == 130 and "run the same command to go on" in capsys.readouterr().err

@@ -107,15 +107,13 @@ class Lane:
             self._unclean.update(slots)
 
     def abandon(self) -> None:
-        """Frees all rows."""
+        """Frees all rows; what became of prompts that no chunk has waited for is nobody's concern any more."""
+        self._begun.clear()
         for slot in list(self.answers):
             self.release(slot, clean=False)
 
     def start(self, steps: int, until_one_ends: bool) -> Chunk:
         """Starts `steps` tokens, at most `chunk`, of every row under way."""
-        for begun in self._begun:  # a prompt's failure is the next chunk's
-            if begun.done():
-                begun.result()
         keep = np.zeros(self.rows, bool)
         keep[list(self.answers)] = True
         call = (keep, np.int32(min(steps, self.chunk)), np.bool_(until_one_ends))
@@ -124,7 +122,7 @@ class Lane:
         return Chunk(dict(self.answers), run)
 
     def _run(self, call, begun):
-        for prompt in begun:
+        for prompt in begun:  # a prompt's failure is its first chunk's
             prompt.result()
         self._state, *results = self._make_tokens(
             self._weights, self._state, *call, config=self._config, width=self.chunk

@@ -50,12 +50,11 @@ REQUESTS = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(REQUESTS, min_size=1, max_size=6), st.integers(0, 2), st.randoms())
-def test_answers_parse_and_no_row_influences_another(engines, requests, model, random):
-    engine = engines[model]
+def check_no_influence(engine, requests, random) -> list[np.ndarray]:
+    """The answers, after holding them against those in another order of arrival, and so in other rows (and lanes) and
+    with other neighbours, and against those of each request alone."""
     order = list(range(len(requests)))
-    random.shuffle(order)  # another order of arrival, and so other rows and other neighbours
+    random.shuffle(order)
     together = engine.generate(requests)
     shuffled = dict(zip(order, engine.generate([requests[i] for i in order]), strict=True))
     for i, request in enumerate(requests):
@@ -63,6 +62,14 @@ def test_answers_parse_and_no_row_influences_another(engines, requests, model, r
         assert np.array_equal(together[i], shuffled[i])
         assert np.array_equal(together[i], engine.generate([request])[0])
         check_answer(request.task, together[i])
+    return together
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(REQUESTS, min_size=1, max_size=6), st.integers(0, 2), st.randoms())
+def test_answers_parse_and_no_row_influences_another(engines, requests, model, random):
+    together = check_no_influence(engines[model], requests, random)
+    for i, request in enumerate(requests):
         assert len(together[i]) <= (request.max_new_tokens or CONFIG.max_length - len(request.prompt))
         for kind, largest in request.budgets.items():
             assert longest_run(together[i], VOCABULARY.range_of({"text": 0, "speech": 2}[kind])) <= largest

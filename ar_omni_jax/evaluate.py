@@ -19,6 +19,13 @@ from pathlib import Path
 
 from absl import logging
 
+from ar_omni_jax.decoding.flags import (
+    STRATEGY_FLAGS,
+    add_strategy_flags,
+    check_strategy_flags,
+    guidance_of,
+    strategies_of,
+)
 from ar_omni_jax.evaluation import toy_tasks
 from ar_omni_jax.evaluation.recognizer import Recognizer, RecognizerError
 from ar_omni_jax.files import replace_file
@@ -49,7 +56,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--max_seconds", type=float, default=6.0, help="longest spoken answer")
     add("--no_baselines", action="store_true", help="the trained model alone")
     add("--no_recognizer", action="store_true", help="do not judge speech (pocketsphinx is in the [demo] extra)")
+    add_strategy_flags(parser.add_argument_group("decoding"))
     options = parser.parse_args(arguments)
+    check_strategy_flags(parser, options)
     for name in ("limit", "batch", "max_text", "max_seconds"):
         if getattr(options, name) <= 0:
             parser.error(f"--{name} must be positive")
@@ -60,14 +69,18 @@ def model_system(predictor, options: argparse.Namespace):
     """The model as a system: answers in batches of one size, one seed a document."""
     speech = predictor.tokenizers.speech
     longest = round(options.max_seconds * speech.sample_rate / speech.hop_length)
-    budgets = {"text": options.max_text, "speech": longest}
+    how = {
+        "budgets": {"text": options.max_text, "speech": longest},
+        "strategies": strategies_of(options),
+        "guidance": guidance_of(options),
+    }
 
     def answer(task, documents):
         out = []
         for start in range(0, len(documents), options.batch):
             rows = list(documents[start : start + options.batch])
             seeds = [options.seed + start + k for k in range(len(rows))]
-            out.extend(predictor.respond(rows, seeds=seeds, budgets=budgets))
+            out.extend(predictor.respond(rows, seeds=seeds, **how))
             print(f"  {task}: {len(out)}/{len(documents)}", flush=True)
         return out
 
@@ -122,6 +135,7 @@ def evaluate(options: argparse.Namespace) -> str:
         "data": str(options.data),
         "documents": {task: len(rows) for task, rows in documents.items()},
         "seed": options.seed,
+        "decoding": {name: getattr(options, name) for name in STRATEGY_FLAGS},
         "seconds": seconds,
         "systems": {name: {t: r.to_dict() for t, r in rows.items()} for name, rows in results.items()},
     }

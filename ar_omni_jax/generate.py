@@ -28,9 +28,9 @@ from pathlib import Path
 from absl import logging
 
 from ar_omni_jax.answer_files import AnswerFiles
+from ar_omni_jax.decoding.flags import add_strategy_flags, check_strategy_flags, guidance_of, strategies_of
 from ar_omni_jax.decoding.grammar import TASK_GRAMMARS
-from ar_omni_jax.decoding.guidance import Guidance
-from ar_omni_jax.decoding.strategy import GREEDY, PART_KINDS, strategy_for
+from ar_omni_jax.decoding.strategy import strategy_for
 from ar_omni_jax.documents import Document, DocumentError, document_from_json
 from ar_omni_jax.history import read_history, turn_to_json
 from ar_omni_jax.inference import user_document
@@ -95,11 +95,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("decoding").add_argument
+    group = parser.add_argument_group("decoding")
+    add_strategy_flags(group)
+    add = group.add_argument
     add("--weights", choices=("float32", "bfloat16", "int8"), help="type of the weights (default: the model's own)")
-    add("--greedy", action="store_true", help="always the likeliest token, whatever the task")
-    add("--text_guidance", type=float, help="scale of the prompt while an image is made (1: none; the paper's 3.07)")
-    add("--image_guidance", type=float, help="scale of the prompt's image while an image is made (1: none; 1.15)")
     add("--max_text", type=int, help="largest number of tokens of a text part")
     add("--max_speech", type=int, help="largest number of codes of a speech part (40 a second)")
     add("--max_new_tokens", type=int, help="largest number of tokens of an answer")
@@ -115,6 +114,7 @@ def _check_request(parser: argparse.ArgumentParser, options: argparse.Namespace)
     for name in ("max_text", "max_speech", "max_new_tokens", "chunk", "rows", "capacity", "lookahead"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name}={getattr(options, name)} must be at least 1")
+    check_strategy_flags(parser, options)
     if options.remember and options.history is None:
         parser.error("--remember needs --history=FILE, the file to append to")
     if options.requests is not None:
@@ -182,19 +182,6 @@ def read_requests(path: Path, seed: int) -> list[Ask]:
     if not asks:
         raise DocumentError(f"{path}: no requests; write one document a line")
     return asks
-
-
-def strategies_of(options: argparse.Namespace) -> dict | None:
-    """Strategies over the defaults."""
-    return {kind: GREEDY for kind in PART_KINDS} if options.greedy else None
-
-
-def guidance_of(options: argparse.Namespace) -> Guidance | None:
-    """The scales that were given; the other one is 1."""
-    scales = {"text_scale": options.text_guidance, "image_scale": options.image_guidance}
-    if all(value is None for value in scales.values()):
-        return None
-    return Guidance(**{name: 1.0 if value is None else value for name, value in scales.items()})
 
 
 def describe(ask: Ask, options: argparse.Namespace, predictor: Predictor) -> dict:

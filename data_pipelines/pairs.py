@@ -88,7 +88,7 @@ def pair_document(
         user, answer = (part, *asking), words
     else:
         user, answer = (*asking, words), part
-    dropped = task in _DROPPING and _lot(options.seed, "dropout", id) < options.prompt_dropout
+    dropped = prompt_dropped(task, id, options)
     turns = (Turn("user", user), Turn("assistant", (answer,)))
     return Document(id, task, GROUP[part.modality], turns, source, dict(meta or {}), prompt_dropped=dropped)
 
@@ -112,6 +112,11 @@ def choose_task(id: str, modality: Modality, options: SourceOptions, where: str 
         if left < 0:
             return task
     return weights[-1][0]
+
+
+def prompt_dropped(task: str, id: str, options: SourceOptions) -> bool:
+    """Whether the document called `id` trains without its prompt's text, for classifier-free guidance of images."""
+    return task in _DROPPING and _lot(options.seed, "dropout", id) < options.prompt_dropout
 
 
 def _lot(seed: int, what: str, id: str) -> float:

@@ -22,6 +22,7 @@ CONFIG=${CONFIG:-configs/toyworld.py}
 SCENES=${SCENES:-32000}
 SPOKEN=${SPOKEN:-0.25}
 LIMIT=${LIMIT:-64}
+decoding=(--temperature=0.7 --text_guidance=2) # of the pictures: greedy tasks do not heed them
 started=$SECONDS
 if ! [ "$LIMIT" -ge 2 ] 2>/dev/null; then # chance is another document's answer
   echo "LIMIT=$LIMIT: give a number of at least 2" >&2
@@ -45,8 +46,10 @@ python -m data_pipelines.toyworld --output="$WORKDIR/toy" --size="$SCENES" --spo
 
 for split in train validation test; do
   step "tokenizing the $split split"
+  dropout=0 # of prompts, in training alone: pictures are made with guidance, which needs to know them unprompted
+  [ "$split" != train ] || dropout=0.1
   python -m data_pipelines.build_shards --source=manifest --input="$WORKDIR/toy/$split.jsonl" \
-    --output="$WORKDIR/shards" --split="$split"
+    --output="$WORKDIR/shards" --split="$split" --prompt_dropout="$dropout"
 done
 
 step "packing documents into rows"
@@ -58,7 +61,7 @@ python -m ar_omni_jax.main "${settings[@]}"
 
 step "evaluating on held-out scenes and voices"
 python -m ar_omni_jax.evaluate --checkpoint="$WORKDIR/train" --data="$WORKDIR/toy/test.jsonl" \
-  --task=all --limit="$LIMIT" --output="$WORKDIR/evaluation"
+  --task=all --limit="$LIMIT" "${decoding[@]}" --output="$WORKDIR/evaluation"
 
 step "writing the report"
 python -m ar_omni_jax.evaluation.report --run="$WORKDIR" --output="$WORKDIR/report"
@@ -72,5 +75,5 @@ scores       $WORKDIR/evaluation/evaluation.md
 answers      $WORKDIR/evaluation/{caption,t2i,asr,tts}/ (text, PNG, WAV)
 checkpoints  $WORKDIR/train
 TensorBoard  tensorboard --logdir=$train   (pip install tensorboard)
-ask it       $python -m ar_omni_jax.generate --checkpoint=$train --task=t2i --text="a large red circle at the top left"
+ask it       $python -m ar_omni_jax.generate --checkpoint=$train --task=t2i ${decoding[*]} --text="a large red circle at the top left"
 EOF

@@ -3,7 +3,7 @@
     {"id": "a1", "task": "caption", "turns": [[{"image": "images/a1.png"}], [{"text": "a red circle"}]]}
 
 A turn is a list of parts (user and assistant in turn), or {"role": ..., "parts": [...]}; "group" and "meta" are
-optional. Format: `ar_omni_jax.documents.document_from_json`.
+optional. Format: `ar_omni_jax.documents.document_from_json`. `SourceOptions.prompt_dropout` leaves out prompts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ar_omni_jax.documents import Document, DocumentError, Part, document_from_json
 from ar_omni_jax.vocabulary import Modality
+from data_pipelines.pairs import prompt_dropped
 from data_pipelines.sources.base import LineIndex, Record
 from data_pipelines.sources.json_records import parse_object
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
@@ -25,7 +26,8 @@ class ManifestSource:
 
     def __init__(self, path: str | os.PathLike, options: SourceOptions = NO_OPTIONS):
         # Each document says itself what it is.
-        options.refuse("manifest", "tasks", "instructions", "prompt_dropout", "columns")
+        options.refuse("manifest", "tasks", "instructions", "columns")
+        self._options = options
         self._index = LineIndex(path)
         self.path, self.digest = Path(path), self._index.digest
 
@@ -64,4 +66,5 @@ class ManifestSource:
             return Part(part.modality, str(self.path.parent / part.value))
 
         turns = tuple(dataclasses.replace(t, parts=tuple(resolve(p) for p in t.parts)) for t in document.turns)
-        return dataclasses.replace(document, turns=turns)
+        dropped = prompt_dropped(document.task, document.id, self._options)
+        return dataclasses.replace(document, turns=turns, prompt_dropped=dropped)

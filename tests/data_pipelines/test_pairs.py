@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ar_omni_jax.documents import DocumentError, Part, Role
 from ar_omni_jax.vocabulary import Modality, compact_vocabulary
 from data_pipelines import build_shards, pairs
 from data_pipelines.pairs import INSTRUCTIONS, choose_task, pair_document
+from data_pipelines.sources.manifest import ManifestSource
 from data_pipelines.sources.options import PAIR_TASKS, SourceOptions, parse_options
 
 MEDIA = (Modality.IMAGE, Modality.SPEECH)
@@ -194,6 +196,24 @@ def test_flags_reach_the_source_and_wrong_ones_end_in_words(tmp_path):
     ):
         with pytest.raises(SystemExit, match=message):
             build_shards.main([*command, flag])
+
+
+def test_a_manifest_drops_prompts_of_pictures_and_captions_alone(tmp_path):
+    lines = [
+        {"id": f"{task}{i}", "task": task, "turns": turns}
+        for i in range(400)
+        for task, turns in (
+            ("t2i", [[{"text": "a red circle"}], [{"image": "a.png"}]]),
+            ("tts", [[{"text": "a red circle"}], [{"speech": "a.wav"}]]),
+        )
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = ManifestSource(path, SourceOptions(prompt_dropout=0.1))
+    dropped = {record.id for record in source.read(0, 800) if record.document.prompt_dropped}
+    assert 15 <= len(dropped) <= 70 and all(name.startswith("t2i") for name in dropped)
+    again = [record.document.prompt_dropped for record in source.read(700, 800)]
+    assert again == [f"{line['id']}" in dropped for line in lines[700:]]  # of the record alone, not of its place
 
 
 def test_the_lots_are_uniform():

@@ -22,7 +22,7 @@ CONFIG=${CONFIG:-configs/toyworld.py}
 SCENES=${SCENES:-32000}
 SPOKEN=${SPOKEN:-0.25}
 LIMIT=${LIMIT:-64}
-decoding=(--temperature=0.7 --text_guidance=2) # of the pictures: greedy tasks do not heed them
+decoding=(--temperature=0.7 --text_guidance=1.5) # of the pictures: greedy tasks do not heed them
 started=$SECONDS
 if ! [ "$LIMIT" -ge 2 ] 2>/dev/null; then # chance is another document's answer
   echo "LIMIT=$LIMIT: give a number of at least 2" >&2

@@ -149,6 +149,7 @@ class Engine:
         for slot, answer in chunk.answers.items():
             if lane.answers.get(slot) is not answer:
                 continue  # finished or stopped since
+            answer.ahead -= chunk.steps
             if states[slot] == LOST:
                 lane.release(slot, clean=False)
                 yield _refusal(answer, LOST_WHY)

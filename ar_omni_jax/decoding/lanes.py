@@ -25,25 +25,30 @@ from ar_omni_jax.model.decode_weights import DecodeWeights
 
 SMALLEST_BUCKET = 16
 ROWS_OF_A_LANE = 4  # at least: a row with both branches of its guidance fits, and weights are read for several rows
+ROOM_STEP, SMALLEST_ROOM = 32, 64  # slots of a lane's rows
 CACHED_BYTES = 32 << 20  # of weights: above, lanes would take turns at the memory
 
 
 @dataclasses.dataclass
 class Answer:
-    """One request under way: what errors call it; its row first, then its branches' rows; how many tokens were told."""
+    """One request under way: what errors call it; its row first, then its branches' rows; slots that its longest
+    prompt takes; how many tokens were told, and at most how many more were started."""
 
     index: int
     name: str
     slots: list[int]
+    prompt: int
     told: int = 0
+    ahead: int = 0
 
 
 @dataclasses.dataclass
 class Chunk:
-    """Tokens being made: whose they are (by slot), and how to wait for (ids [width, rows], tokens made since
-    admission [rows], grammar states [rows])."""
+    """Tokens being made: whose they are (by slot), at most how many of each, and how to wait for (ids [width, rows],
+    tokens made since admission [rows], grammar states [rows])."""
 
     answers: dict[int, Answer]
+    steps: int
     results: Any
 
     def wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,7 +64,9 @@ class Lane:
     """`rows` rows with room for `capacity` tokens each.
 
     Args:
-      alone: on a thread of its own, with programs of one thread (CPU without a mesh only).
+      alone: on a thread of its own, with programs of one thread (CPU without a mesh only). Its rows then have only
+        as much room as they need by now: a step reads all of it, needed or not. The results' bits do not depend on
+        the room, a multiple of ROOM_STEP, in programs of one thread (elsewhere they do).
     Attributes:
       answers: by the slot of each answer's own row. free: slots in no use, ascending.
     """
@@ -78,8 +85,10 @@ class Lane:
     ):
         self.rows, self.capacity, self.chunk = rows, capacity, chunk
         self._weights, self._config = weights, config
-        self._state, shardings = place_rows(empty_rows(config, class_of, rows, capacity), mesh)
-        self._read_prompt, self._make_tokens, self._clear_row = programs(shardings, single_thread=alone)
+        self._grows = alone
+        self._room = _room(0, capacity) if alone else capacity
+        self._state, shardings = place_rows(empty_rows(config, class_of, rows, self._room), mesh)
+        self._read_prompt, self._make_tokens, self._clear_row, self._resize = programs(shardings, single_thread=alone)
         # The runtime keeps the order of what one thread starts, so lanes must be started by different ones.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "decoding-lane") if alone else None
         self._begun: list[concurrent.futures.Future] = []  # prompts handed to the thread since the last chunk
@@ -93,11 +102,15 @@ class Lane:
         slots, self.free = self.free[:needed], self.free[needed:]
         unclean = self._unclean.intersection(slots)
         self._unclean -= unclean
-        self.answers[slots[0]] = Answer(index, name, slots)
+        longest = max(len(ids) for ids in (plan.prompt, *plan.branches))
+        if self._grows and not self.answers:
+            self._room = 0  # nobody needs what earlier answers did
+        self.answers[slots[0]] = Answer(index, name, slots, _bucket(longest, self.capacity))
+        room = self._room_now()
         if self._thread is None:
-            self._fill(plan, slots, unclean)
+            self._fill(plan, slots, unclean, room)
         else:
-            self._begun.append(self._thread.submit(self._fill, plan, slots, unclean))
+            self._begun.append(self._thread.submit(self._fill, plan, slots, unclean, room))
 
     def release(self, slot: int, *, clean: bool = True) -> None:
         """Frees the rows of the answer at `slot`; clean: it ended by itself."""
@@ -116,20 +129,38 @@ class Lane:
         """Starts `steps` tokens, at most `chunk`, of every row under way."""
         keep = np.zeros(self.rows, bool)
         keep[list(self.answers)] = True
-        call = (keep, np.int32(min(steps, self.chunk)), np.bool_(until_one_ends))
+        steps = min(steps, self.chunk)
+        for answer in self.answers.values():
+            answer.ahead += steps
+        call = (keep, np.int32(steps), np.bool_(until_one_ends))
         begun, self._begun = self._begun, []
-        run = self._run(call, ()) if self._thread is None else self._thread.submit(self._run, call, begun)
-        return Chunk(dict(self.answers), run)
+        task = (call, begun, self._room_now())
+        run = self._run(*task) if self._thread is None else self._thread.submit(self._run, *task)
+        return Chunk(dict(self.answers), steps, run)
 
-    def _run(self, call, begun):
+    def _room_now(self) -> int:
+        """Slots a row that what is under way may need; never fewer while anything is."""
+        if self._grows:
+            reach = max(answer.prompt + answer.told + answer.ahead for answer in self.answers.values())
+            self._room = max(self._room, _room(reach, self.capacity))
+        return self._room
+
+    def _have_room(self, room: int) -> None:
+        """On the lane's thread."""
+        if room != self._state.cache.capacity:
+            self._state = self._resize(self._state, room=room)
+
+    def _run(self, call, begun, room):
         for prompt in begun:  # a prompt's failure is its first chunk's
             prompt.result()
+        self._have_room(room)
         self._state, *results = self._make_tokens(
             self._weights, self._state, *call, config=self._config, width=self.chunk
         )
         return results
 
-    def _fill(self, plan: Plan, slots: list[int], unclean: set[int]) -> None:
+    def _fill(self, plan: Plan, slots: list[int], unclean: set[int], room: int) -> None:
+        self._have_room(room)
         leader = slots[0]
         for number, slot in enumerate(slots):
             # The last id of the answer's own prompt is left to the first step; branches wait for <boi>.
@@ -182,6 +213,12 @@ def lane_count(rows: int, weight_bytes: int, cores: int) -> int:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _room(reach: int, capacity: int) -> int:
+    """Slots for rows that use `reach` of `capacity`: few sizes, each compiled once, multiples of ROOM_STEP."""
+    whole = -(-capacity // ROOM_STEP) * ROOM_STEP
+    return min(max(SMALLEST_ROOM, 1 << max(reach - 1, 0).bit_length()), whole)
 
 
 def _bucket(length: int, capacity: int) -> int:

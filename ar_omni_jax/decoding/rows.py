@@ -149,6 +149,18 @@ def clear_row(rows: Rows, slot) -> Rows:
     return dataclasses.replace(rows, cache=dataclasses.replace(cache, keys=keys, values=values))
 
 
+def resize(rows: Rows, *, room: int) -> Rows:
+    """The same rows with room for `room` tokens each, more or less than before."""
+    cache = rows.cache
+    change = room - cache.capacity
+
+    def sized(old):
+        return jnp.pad(old, ((0, 0), (0, 0), (0, change), (0, 0))) if change > 0 else old[:, :, :room]
+
+    keys, values = (tuple(map(sized, arrays)) for arrays in (cache.keys, cache.values))
+    return dataclasses.replace(rows, cache=dataclasses.replace(cache, keys=keys, values=values))
+
+
 def make_tokens(weights: DecodeWeights, rows: Rows, keep_B, steps, until_one_ends, *, config, width: int):
     """Makes up to `steps` tokens of every row.
 
@@ -270,7 +282,7 @@ def known_options() -> dict:
 
 @functools.cache
 def programs(shardings: tuple | None = None, single_thread: bool = False):
-    """(read_prompt, make_tokens, clear_row), compiled once for each set of shapes.
+    """(read_prompt, make_tokens, clear_row, resize), compiled once for each set of shapes.
 
     Args:
       shardings: on a mesh, (structure, leaves) of the rows' shardings, which the results keep; None without one.
@@ -288,4 +300,5 @@ def programs(shardings: tuple | None = None, single_thread: bool = False):
             **options,
         ),
         jax.jit(clear_row, out_shardings=places, **options),
+        jax.jit(resize, static_argnames=("room",)),
     )

@@ -1,19 +1,22 @@
 """Rows dealt to several lanes on a CPU: how many lanes, and that a request's answer does not know of them."""
 
 import concurrent.futures
+import dataclasses
 
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ar_omni_jax.decoding import lanes, rows
-from ar_omni_jax.decoding.engine import Request
+from ar_omni_jax.decoding.engine import Engine, Request
 from ar_omni_jax.decoding.guidance import Guidance
 from ar_omni_jax.decoding.request import plan
+from ar_omni_jax.model.transformer import Transformer
 from tests.decoding.test_engine import REQUESTS, check_no_influence, make_engine
-from tests.decoding.test_generate import HOT
-from tests.decoding.test_grammar import check_answer
+from tests.decoding.test_generate import CONFIG, HOT
+from tests.decoding.test_grammar import VOCABULARY, check_answer
 
 
 @pytest.mark.parametrize(
@@ -103,3 +106,40 @@ def test_options_that_the_compiler_does_not_know_are_left_out(monkeypatch):
     monkeypatch.undo()
     rows.known_options.cache_clear()
     assert "xla_cpu_multi_thread_eigen" in rows.known_options()
+
+
+ROOMY = dataclasses.replace(CONFIG, max_length=300)
+
+
+@pytest.fixture(scope="module")
+def roomy():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "_cores", lambda: 2)
+        made = Engine(Transformer(ROOMY, rngs=nnx.Rngs(1)), VOCABULARY, rows=8, chunk=16)
+    assert len(made._lanes) == 2
+    return made
+
+
+def rooms(engine):
+    return [lane._state.cache.capacity for lane in engine._lanes]
+
+
+def test_rows_have_the_room_they_need_and_its_size_changes_no_bit(roomy):
+    lengths = (3, 20, 50, 90, 140, 200, 7, 30)
+    requests = [
+        Request(np.arange(n, dtype=np.int32) % 50, "tts", seed=n, strategies=HOT, budgets={"speech": 60})
+        for n in lengths
+    ]
+    together = roomy.generate(requests)
+    assert max(rooms(roomy)) == 320
+    alone_rooms = []
+    for request, answer in zip(requests, together, strict=True):
+        assert np.array_equal(answer, roomy.generate([request])[0])
+        alone_rooms.append(rooms(roomy)[0])  # which gets what comes to empty lanes
+    assert alone_rooms[0] <= 128 < max(alone_rooms)
+    assert alone_rooms[-1] <= 128  # an empty lane gives back what it had
+
+
+def test_room_is_a_multiple_of_its_step_and_ends_at_the_capacity():
+    assert [lanes._room(reach, 300) for reach in (0, 64, 65, 129, 257, 300, 999)] == [64, 64, 128, 256, 320, 320, 320]
+    assert lanes._room(500, 40) == 64

@@ -262,8 +262,14 @@ def _mixed(logits_BV, settings: Settings, picking: Picking, guided_B):
     return jnp.where(guided_B[:, None], mixed, logits_BV)
 
 
-# One thread; and no products by the library that XLA prefers for large ones (a tenth slower for 4 rows).
-SINGLE_THREAD = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_experimental_ynn_fusion_type": ""}
+# One thread; no products by the library that XLA prefers for large ones (a tenth slower for 4 rows); vectors as wide as
+# the core has; and no order of operations that is meant to keep several threads busy.
+SINGLE_THREAD = {
+    "xla_cpu_multi_thread_eigen": False,
+    "xla_cpu_experimental_ynn_fusion_type": "",
+    "xla_cpu_prefer_vector_width": 512,
+    "xla_cpu_enable_concurrency_optimized_scheduler": False,
+}
 
 
 @functools.cache

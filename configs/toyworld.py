@@ -6,10 +6,10 @@ or, with data made by the first steps of that script,
 
   python -m ar_omni_jax.main --config=configs/toyworld.py --workdir=DIR --config.data.path=PACKED
 
-Expected on 2 CPU cores: about 20 minutes at 6,200 tokens/s with nothing beside it; held-out loss 0.67 (text), 0.43
-(image) and 3.6 (speech) nats a token; of 64 held-out documents a task captions 75 % of attributes right (chance 24),
-pictures 51 % (82 % of the objects stand where the text says, chance 14); word error of an unheard voice 9 % (ASR), of
-speech that it makes 67 %.
+Expected on 2 CPU cores: about 18 minutes at 6,800 tokens/s with nothing beside it; held-out loss 0.68 (text), 0.35
+(image) and 3.4 (speech) nats a token; of 64 held-out documents a task captions 73 % of attributes right (chance 24),
+pictures 53 % (84 % of the objects stand where the text says, chance 14); word error of an unheard voice 6 % (ASR), of
+speech that it makes 68 %.
 """
 
 from ar_omni_jax.config import base_config

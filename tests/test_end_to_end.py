@@ -102,6 +102,25 @@ def test_the_report_page_shows_every_number_and_file_it_names(work, evaluation):
         assert name in page and (work / "report" / name).stat().st_size > 0
 
 
+def test_the_ablation_trains_judges_and_writes_its_page_once(work):
+    words = ["ar_omni_jax.ablation", f"--run={work}", f"--output={work}/ablation", "--limit=2", "--seeds=1"]
+    words += ["--variants=full,plain", *SMALL]
+    told = run(*words).stdout
+    assert "run 1 of 2: full, seed 0" in told and "run 2 of 2: plain, seed 0" in told
+    record = json.loads((work / "ablation" / "ablation.json").read_text())
+    page = (work / "ablation" / "index.html").read_text()
+    for row in record["variants"].values():
+        for score in row["scores"].values():
+            assert score["low"] <= score["mean"] <= score["high"] and f"{score['mean']:.1f}" in page
+    assert set(record["variants"]["plain"]["differences"]) == {"caption", "t2i", "asr", "tts"}
+    assert record["variants"]["plain"]["losses"]["perceptual"] in ([], [0.0])
+    for name in ("nll-text.png", "perceptual.png", "full-0.png"):
+        assert (work / "ablation" / "page" / name).stat().st_size > 0 and f"page/{name}" in page
+    assert "==> run" not in run(*words).stdout  # nothing is done twice
+    other = run(*words, "--config.train.steps=3", check=False)
+    assert other.returncode == 1 and "settings was" in other.stderr and "give another --output" in other.stderr
+
+
 def test_generate_writes_what_the_task_asks_for_and_depends_on_its_seed_alone(work):
     def ask(folder, seed):
         run(

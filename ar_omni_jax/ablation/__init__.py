@@ -1,0 +1,1 @@
+"""The paper's ablation on the toy world: many runs, one page."""

@@ -1,0 +1,146 @@
+"""Runs of the ablation one after the other: train, evaluate, go on where an interrupted job stopped.
+
+Each run is the commands that a person would give, in processes of their own: OUTPUT/runs/VARIANT/seed-N is the
+workdir of the training, with `evaluation/` in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ar_omni_jax.ablation.variants import VARIANTS
+from ar_omni_jax.files import only_writer, replace_file
+
+PLAN_FILE = "plan.json"
+
+
+class AblationError(ValueError):
+    """The ablation cannot go on; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+      packed, manifest: the rows to train on; the held-out documents to judge.
+      variants, seeds: which; seeds count from 0.
+      limit: held-out documents a task.
+      settings: "--config.key=value" words for every training.
+      decoding: words for every evaluation.
+    """
+
+    packed: Path
+    manifest: Path
+    variants: tuple[str, ...]
+    seeds: int
+    limit: int = 64
+    settings: tuple[str, ...] = ()
+    decoding: tuple[str, ...] = ("--temperature=0.7",)
+
+    def __post_init__(self):
+        unknown = [name for name in self.variants if name not in VARIANTS]
+        if unknown:
+            raise AblationError(f"unknown variants {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+        if not self.variants or len(set(self.variants)) < len(self.variants):
+            raise AblationError("name each variant once")
+        if self.seeds < 1 or self.limit < 2:
+            raise AblationError(f"seeds={self.seeds}, limit={self.limit}: at least 1 and 2")
+        for path, how in ((self.packed, "pack_shards"), (self.manifest, "toyworld")):
+            if not path.exists():
+                raise AblationError(f"{path} does not exist; launch/run_local.sh or data_pipelines.{how} makes it")
+
+    def comparable(self) -> dict:
+        """What must not change between runs that are compared. More variants or seeds may come later."""
+        return {
+            "packed": str(self.packed.resolve()),
+            "manifest": str(self.manifest.resolve()),
+            "limit": self.limit,
+            "settings": list(self.settings),
+            "decoding": list(self.decoding),
+        }
+
+    def runs(self) -> Iterator[tuple[str, int]]:
+        """(variant, seed), all variants of a seed before the next seed: a page of one seed is there early."""
+        for seed in range(self.seeds):
+            for variant in self.variants:
+                yield variant, seed
+
+
+def workdir(output: Path, variant: str, seed: int) -> Path:
+    """Of one run."""
+    return output / "runs" / variant / f"seed-{seed}"
+
+
+def finished(output: Path, variant: str, seed: int) -> bool:
+    """Whether the run was trained and judged."""
+    return (workdir(output, variant, seed) / "evaluation" / "evaluation.json").is_file()
+
+
+def run_all(plan: Plan, output: Path, after_each: Sequence[str] = ()) -> None:
+    """Does what is left of `plan`; after_each: a command that runs after every run, and once when nothing is left.
+
+    Raises AblationError when another ablation stands in `output` or a command fails, KeyboardInterrupt when it was
+    interrupted: the training saves first, and the same call goes on.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with only_writer(output):
+        _claim(plan, output)
+        todo = [run for run in plan.runs() if not finished(output, *run)]
+        started = time.monotonic()
+        for number, (variant, seed) in enumerate(todo):
+            left = (time.monotonic() - started) / number * (len(todo) - number) if number else 0
+            eta = f", about {left / 60:.0f} minutes left" if number else ""
+            print(f"==> run {number + 1} of {len(todo)}: {variant}, seed {seed}{eta}", flush=True)
+            for command in (*commands(plan, output, variant, seed), after_each):
+                _call(command)
+        if not todo:
+            _call(after_each)
+
+
+def commands(plan: Plan, output: Path, variant: str, seed: int) -> list[list[str]]:
+    """Training and evaluation of one run, as words of a command line."""
+    folder = workdir(output, variant, seed)
+    config = Path(__file__).parents[2] / "configs" / "ablation.py"
+    train = ["ar_omni_jax.main", f"--config={config}:{variant}", f"--workdir={folder}"]
+    train += [f"--config.data.path={plan.packed}", f"--config.seed={seed}", *plan.settings]
+    judge = ["ar_omni_jax.evaluate", f"--checkpoint={folder}", f"--data={plan.manifest}", f"--limit={plan.limit}"]
+    judge += ["--no_baselines", f"--output={folder / 'evaluation'}", *plan.decoding]
+    return [[sys.executable, "-m", *words] for words in (train, judge)]
+
+
+def _claim(plan: Plan, output: Path) -> None:
+    path, ours = output / PLAN_FILE, plan.comparable()
+    if path.is_file():
+        theirs = json.loads(path.read_text())
+        changed = [name for name in ours if ours[name] != theirs.get(name)]
+        if changed:
+            was = "; ".join(f"{name} was {theirs.get(name)}, is {ours[name]}" for name in changed)
+            raise AblationError(f"{path}: runs of another ablation stand there ({was}); give another --output")
+    replace_file(path, (json.dumps(ours, indent=1) + "\n").encode())
+
+
+def _call(command: Sequence[str]) -> None:
+    """Runs a command, if any, to its end. An interruption is the command's as well; it saves, and is waited for."""
+    if not command:
+        return
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if code:
+        raise AblationError(f"exit code {code} of\n  {' '.join(command)}\nIts last lines say why; mend it, run again")

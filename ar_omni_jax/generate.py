@@ -155,7 +155,7 @@ def requests(options: argparse.Namespace) -> list[Ask]:
 
 def read_requests(path: Path, seed: int) -> list[Ask]:
     """One Ask a line of a JSONL file of documents; a bad line is an Ask whose document is the error."""
-    asks, names = [], set()
+    asks, names, stems = [], set(), set()
     # Only "\n" ends a line (JSON may hold other separators), and bytes that are no UTF-8 spoil their own line alone.
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
     for number, line in enumerate(text.split("\n"), start=1):
@@ -172,9 +172,11 @@ def read_requests(path: Path, seed: int) -> list[Ask]:
                 raise DocumentError(f"{where}: seed {own_seed!r} is not an integer")
             document = document_from_json(record, where=where)
             name = re.sub(r"[^\w.-]+", "_", document.id).lstrip(".")[:LONGEST_NAME] or name
-            if name in names:
+            numbered = re.fullmatch(r"(.+)-\d+", name)  # as the second picture or sound of an answer is called
+            if name in names or name in stems or (numbered and numbered[1] in names):
                 raise DocumentError(f"{where}: a second request would write to {name}.*; give it another id")
             names.add(name)
+            stems |= {numbered[1]} if numbered else set()
         except (ValueError, RecursionError) as error:  # DocumentError, malformed and too deeply nested JSON
             known = isinstance(error, DocumentError)
             document = error if known else DocumentError(f"{where}: malformed JSON ({error})")

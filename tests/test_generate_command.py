@@ -324,6 +324,19 @@ def test_many_requests_one_file_and_bad_ones_alone(command, tmp_path, capsys):
     assert errors.count("error:") == 5
 
 
+def test_names_that_numbered_files_of_another_answer_would_take_are_refused(tmp_path):
+    def asked(*ids):
+        turns = [{"role": "user", "parts": [{"text": "hello"}]}]
+        lines = [json.dumps({"id": name, "task": "tts", "turns": turns}) for name in ids]
+        (tmp_path / "many.jsonl").write_text("\n".join(lines))
+        return [ask.document for ask in generate.read_requests(tmp_path / "many.jsonl", 0)]
+
+    for ids in (("x", "x-1"), ("x-1", "x")):
+        first, second = asked(*ids)
+        assert first.id == ids[0] and f"a second request would write to {ids[1]}" in str(second)
+    assert [d.id for d in asked("x-1", "x-2", "y-x", "1-y")] == ["x-1", "x-2", "y-x", "1-y"]
+
+
 def test_a_dialogue_is_remembered(command, tmp_path):
     talk = tmp_path / "talk.jsonl"
     for text in ("hello", "and now?"):

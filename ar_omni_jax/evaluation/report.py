@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 
 from ar_omni_jax.config import derived, model_config
 from ar_omni_jax.files import replace_file
+from ar_omni_jax.machine import machine
 from ar_omni_jax.model.config import ConfigError
 from ar_omni_jax.vocabulary import VocabularyError
 from data_pipelines.schema import SchemaError
@@ -187,21 +186,6 @@ def _copy(source: Path, output: Path, stem: str) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     return f"samples/{target.name}"
-
-
-def machine() -> dict:
-    """What the page is made on, by public facts."""
-    import jax
-
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "cpu cores": os.cpu_count(),
-        "processor": platform.machine(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
 
 
 def build(run: Path, output: Path, samples: int) -> dict:

@@ -38,33 +38,39 @@ def peak_memory(module: str, arguments: Sequence[str]) -> float:
 def main(command: Sequence[str]) -> int:
     """Runs the command and prints its peak; returns 1 where it failed."""
     process = subprocess.Popen(command, stdout=sys.stderr)
-    children: dict[int, int] = {}
+    peaks: dict[int, int] = {}
     while True:
         ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         if ended:
             break
-        children |= processes_below(process.pid)  # a peak never sinks: the last one seen counts
+        for pid in (process.pid, *processes_below(process.pid)):
+            peaks[pid] = _peak(pid) or peaks.get(pid, 0)  # it never sinks: the last one seen counts
         time.sleep(_EVERY)
-    own = usage.ru_maxrss // (1024 if sys.platform == "darwin" else 1)
-    print(own + sum(children.values()))
+    own = peaks.pop(process.pid, 0)
+    largest = usage.ru_maxrss // (1024 if sys.platform == "darwin" else 1)  # of it or of a child that it waited for
+    if largest > max(peaks.values(), default=0):
+        own = max(own, largest)
+    print(own + sum(peaks.values()))
     return 1 if status else 0
 
 
-def processes_below(root: int) -> dict[int, int]:
-    """{process below `root`: KiB that it held at most so far}; nothing where there is no /proc."""
+def processes_below(root: int) -> set[int]:
+    """Ids of the processes that `root` started, and those that they started; none where there is no /proc."""
     parents = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):  # it has just ended
             continue
-    below, found = {root}, set()
+    below: set[int] = {root}
+    found: set[int] = set()
     while below := {pid for pid, parent in parents.items() if parent in below}:
         found |= below
-    return {pid: _peak(pid) for pid in found}
+    return found
 
 
 def _peak(pid: int) -> int:
+    """KiB that a process held at most so far; 0 when it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -1,6 +1,6 @@
 """The benchmark measures what it says, on every part; no time decides a test."""
 
-import importlib
+import importlib.util
 import json
 import sys
 import threading
@@ -15,8 +15,10 @@ from data_pipelines.benchmark import __main__ as benchmark
 from data_pipelines.benchmark import corpus, growth, readers
 from data_pipelines.benchmark.memory import CommandFailed, peak_memory
 from data_pipelines.dataset_info import read_info
+from data_pipelines.decode import DecodeRequest, decode
 from data_pipelines.pack_shards import PackOptions, pack
 from data_pipelines.shards import read_documents
+from data_pipelines.sources import open_source
 from data_pipelines.stage_clock import STAGES, StageClock
 
 
@@ -114,6 +116,7 @@ def test_the_parts_of_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "datasets", None)  # importing it raises ImportError
     small = ["--documents=30", "--rows=2", "--seconds=0.01", "--media=4", "--memory_documents=6", "--length=8192"]
     monkeypatch.setattr(growth, "TIMES", 2)
+    monkeypatch.setattr(growth, "COMMANDS", growth.COMMANDS[:1] + growth.COMMANDS[-3:])
     benchmark.main([*small, f"--output={tmp_path / 'b.json'}"])
     record = json.loads((tmp_path / "b.json").read_text())
     assert record["machine"]["cores"] >= 1 and record["machine"]["processor"]
@@ -126,7 +129,29 @@ def test_the_parts_of_the_command(tmp_path, monkeypatch, capsys):
     assert list(record["memory"]) == list(growth.COMMANDS) and len(ran) == 2 * len(growth.COMMANDS)
     said = capsys.readouterr().out
     assert record["machine"]["processor"] in said and "not installed" in said and "peak memory" in said
-    assert "build_shards, vctk" in said and "decoding alone" in said
+    assert "build_shards, manifest" in said and "decoding alone" in said
+
+
+@pytest.mark.parametrize("source", list(growth.SOURCES))
+def test_corpora_of_every_layout_are_whole(tmp_path, monkeypatch, source):
+    """Not only of one file, folder or row group."""
+    if source == "hf_parquet":
+        pytest.importorskip("pyarrow")
+    for name in ("_PER_FILE", "_PER_FOLDER"):
+        monkeypatch.setattr(corpus, name, 3)
+    path = growth.SOURCES[source](tmp_path / "corpus", 8)
+    records = list(open_source(source, path).read(0, 99))
+    assert [record.error for record in records] == [""] * 8
+    codecs = {"IMAGE": 8, "SPEECH": 24000}
+    for i, record in enumerate(records):
+        (medium,) = record.document.media()
+        request = DecodeRequest(record.id, medium.modality, medium.value, codecs[medium.modality.name])
+        assert decode(request).value.size and f"document number {i} of" in str(record.document.turns)
+
+
+def test_what_is_not_installed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert growth.measure_memory(tmp_path, 1, ["build_shards, hf_parquet"]) == {"build_shards, hf_parquet": None}
 
 
 def test_a_failing_command_is_told(tmp_path, monkeypatch):

@@ -175,7 +175,7 @@ def test_no_process_outlives_the_command(endless, tmp_path, sent, code):
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     try:
         reader, handle = wait_for_reader(picture, process.pid)
-        below = set(processes_below(process.pid))
+        below = processes_below(process.pid)
         assert reader in below and len(below) >= 2
         (os.killpg if sent == "SIGINT" else os.kill)(process.pid, getattr(signal, sent))
         _, said = process.communicate(timeout=PATIENCE)

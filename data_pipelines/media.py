@@ -105,6 +105,7 @@ class MediaEncoder:
             encode_speech=timed("codec", codecs.encode_speech),
         )
         self._known: dict[Any, np.ndarray | MediaError] = {}
+        self._asked = False  # the pool, for anything
 
     def windows(self, documents: Iterable[Document | None]) -> Iterator[list[list[np.ndarray | MediaError]]]:
         """For each window of documents, in order: for each document the codes (or error) of each medium.
@@ -113,27 +114,29 @@ class MediaEncoder:
         """
         before = None
         for window in self._split(documents):
-            decoding = self._start(window)
             if before is not None:
                 yield self._finish(*before)
-            before = window, decoding
+            before = window
         if before is not None:
             yield self._finish(*before)
 
-    def _split(self, documents: Iterable[Document | None]) -> Iterator[list[list[_Medium]]]:
+    def _split(self, documents: Iterable[Document | None]) -> Iterator[tuple[list[list[_Medium]], _Decoding]]:
+        """Windows, and what is being decoded for them; each medium is submitted as soon as its document is read."""
         window: list[list[_Medium]] = []
+        decoding: _Decoding = {}
         size = 0
         for document in documents:
             media = self._media(document) if document is not None else []
             window.append(media)
-            for part in (medium.part for medium in media):
-                size += self._codecs.bytes_of(part.modality)
-                size += len(part.value) if isinstance(part.value, bytes) else 0
+            for medium in media:
+                self._submit(medium, decoding)
+                size += self._codecs.bytes_of(medium.part.modality)
+                size += len(medium.part.value) if isinstance(medium.part.value, bytes) else 0
             if len(window) >= WINDOW_DOCUMENTS or size >= WINDOW_BYTES:
-                yield window
-                window, size = [], 0
+                yield window, decoding
+                window, decoding, size = [], {}, 0
         if window:
-            yield window
+            yield window, decoding
 
     def _media(self, document: Document) -> list[_Medium]:
         """The document's media in stream order."""
@@ -148,18 +151,17 @@ class MediaEncoder:
             media.append(_Medium(document.id, part, key, change))
         return media
 
-    def _start(self, window: list[list[_Medium]]) -> _Decoding:
-        """Submits what is neither encoded nor being decoded."""
-        decoding: _Decoding = {}
-        for medium in (medium for media in window for medium in media):
-            if medium.key in self._known or medium.key in decoding:
-                continue
-            modality, value = medium.part.modality, medium.part.value
-            value = bytes(value) if isinstance(value, bytearray | memoryview) else value  # can be sent
-            size = self._codecs.size_of(modality)
-            request = DecodeRequest(medium.document, modality, value, size, medium.change)
-            decoding[medium.key] = (modality, self._pool.submit(decode, request))
-        return decoding
+    def _submit(self, medium: _Medium, decoding: _Decoding) -> None:
+        """Adds to `decoding` what is neither encoded nor being decoded."""
+        if medium.key in self._known or medium.key in decoding:
+            return
+        if not self._asked:
+            self._pool.submit(bool)  # processes start while the codec's weights are read, for its size
+            self._asked = True
+        modality, value = medium.part.modality, medium.part.value
+        value = bytes(value) if isinstance(value, bytearray | memoryview) else value  # can be sent
+        request = DecodeRequest(medium.document, modality, value, self._codecs.size_of(modality), medium.change)
+        decoding[medium.key] = (modality, self._pool.submit(decode, request))
 
     def _finish(self, window: list[list[_Medium]], decoding: _Decoding) -> list[list[np.ndarray | MediaError]]:
         ready: dict[Modality, list[tuple[Any, np.ndarray]]] = {Modality.IMAGE: [], Modality.SPEECH: []}

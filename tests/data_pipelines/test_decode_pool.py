@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ar_omni_jax.tokenizers import image, speech
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines import decode_pool as pools
 from data_pipelines.decode import DecodeRequest, decode
@@ -55,6 +56,14 @@ def test_the_processes_import_neither_jax_nor_torch_nor_the_program_that_started
         modules = pool.submit(eval, "sorted(__import__('sys').modules)").result()
     found = sorted({name.partition(".")[0] for name in modules} & {*HEAVY})
     assert not found and "data_pipelines.decode" in modules and not decoders()
+
+
+@pytest.mark.parametrize("package", [image, speech])
+def test_what_needs_jax_is_still_a_name_of_its_package(package):
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    assert package.__dict__.keys().isdisjoint({"ImageTokenizer", "SpeechTokenizer"})  # imported when asked for
+    with pytest.raises(AttributeError, match=f"{package.__name__}' has no attribute 'nothing'"):
+        package.nothing  # noqa: B018
 
 
 def test_a_script_without_a_guard_may_use_them(tmp_path):

@@ -3,9 +3,10 @@
     python -m data_pipelines.build_shards --source=manifest --input=TOY/train.jsonl --output=SHARDS --split=train
 
 The source's records are cut into ranges of --records_per_shard; each range is one shard and depends on nothing
-else, so any number of workers (--worker_index, --worker_count) on any number of machines that share a disk makes
-the same files, and a job that was killed at any time goes on with the first unfinished shard when it is run
-again. Whoever finishes the last shard writes dataset.json; the same directory may hold several splits.
+else, so any number of commands (--worker_index of --worker_count, as an array job starts them) on any number of
+machines that share a disk makes the same files, and one that was killed at any time goes on with the first
+unfinished shard when it is run again. Whoever finishes the last shard writes dataset.json; the same directory may
+hold several splits. Each command decodes media in --workers processes of its own, which change no byte.
 
 A record that cannot be used stops the build (--on_error=fail), or is left out and listed (--on_error=skip) up to
 --error_budget of all records: dataset.json counts and names them, .build/*.json gives every full reason.
@@ -14,11 +15,16 @@ A record that cannot be used stops the build (--on_error=fail), or is left out a
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
+import collections
+import contextlib
 import fcntl
 import math
 import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +35,7 @@ from ar_omni_jax.tokenizers.text import TokenizerError
 from ar_omni_jax.vocabulary import VocabularyError, chameleon_vocabulary
 from data_pipelines.augment import AUGMENT_FLAGS, Augmenter, add_flags, parse_augmenter
 from data_pipelines.dataset_info import FILE_NAME, MAX_LISTED, Counts, DatasetInfo, read_info, write_info
+from data_pipelines.decode_pool import MAX_DEFAULT_WORKERS, WorkerDied, decode_pool, default_workers
 from data_pipelines.progress import Progress
 from data_pipelines.schema import SCHEMA_VERSION, SchemaError
 from data_pipelines.shard_builder import (
@@ -59,23 +66,42 @@ class ErrorBudget:
             )
         self.fail, self.budget, self.records = on_error == "fail", budget, records
         self.allowed = math.ceil(budget * records)
-        self.skipped: list[Skipped] = []
+        self.skipped, self._last = 0, collections.deque(maxlen=5)
 
     def skip(self, skipped: Skipped) -> None:
         """Takes one record; raises when it is one too many."""
-        self.skipped.append(skipped)
+        self.skipped += 1
+        self._last.append(skipped.reason)
         if self.fail:
             raise BuildError(f"{skipped.reason}\n(--on_error=skip leaves such records out and lists them)")
-        self.check(self.skipped)
+        self.check(self.skipped, self._last)
 
-    def check(self, skipped: list[Skipped]) -> None:
-        """Raises when these are more than the budget allows."""
-        if len(skipped) > self.allowed:
-            last = "\n".join(f"  {s.reason}" for s in skipped[-5:])
+    def check(self, skipped: int, last: Iterable[str]) -> None:
+        """Raises when so many are more than the budget allows. last: reasons to show."""
+        if skipped > self.allowed:
+            shown = "\n".join(f"  {reason}" for reason in last)
             raise BuildError(
-                f"{len(skipped)} of {self.records} records cannot be used, more than the budget of "
-                f"{self.budget:.2%} ({self.allowed}); mend the input or raise --error_budget. The last of them:\n{last}"
+                f"{skipped} of {self.records} records cannot be used, more than the budget of {self.budget:.2%} "
+                f"({self.allowed}); mend the input or raise --error_budget. The last of them:\n{shown}"
             )
+
+
+class BuildProgress(Progress):
+    """Progress with media, which take most of the time."""
+
+    def __init__(self, total: int, quiet: bool = False, stream=None):
+        super().__init__(total, quiet, stream)
+        self.media, self._began = 0, time.monotonic()
+
+    def add(self, documents: int, tokens: int, media: int = 0) -> None:
+        """So many more records, of so many tokens and media together."""
+        self.media += media
+        super().add(documents, tokens)
+
+    def line(self) -> str:
+        """The state as text."""
+        rate = self.media / max(time.monotonic() - self._began, 1e-6)
+        return super().line().replace(" tokens/s", f" tokens/s, {rate:.1f} media/s", 1)
 
 
 def build(
@@ -91,23 +117,25 @@ def build(
     records_per_shard: int = RECORDS_PER_SHARD,
     worker_index: int = 0,
     worker_count: int = 1,
+    workers: int = 0,
     threads: int | None = None,
     quiet: bool = False,
     options: SourceOptions = NO_OPTIONS,
     augmenter: Augmenter | None = None,
     clock: StageClock | None = None,
 ) -> DatasetInfo | None:
-    """Makes this worker's shards; returns the content of dataset.json, or None while other workers are not done.
+    """Makes every `worker_count`-th shard; returns the content of dataset.json, or None while others are not done.
 
     Args:
-      threads: decode media; default one a core.
+      worker_index, worker_count: which shards are made here.
+      workers: processes that decode media for this one; 0 for threads.
+      threads: decode media where there are no processes; default one a core.
       options: of the source: tasks of pairs, instructions, dropped prompts, columns.
       augmenter: alters the user's speech by noise, level and speed.
       clock: counts the seconds of each stage.
-    Raises BuildError, DocumentError, SchemaError, TokenizerError or VocabularyError with a message for people.
+    Raises BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError or WorkerDied, for people.
     """
-    if not 0 <= worker_index < worker_count:
-        raise BuildError(f"worker_index {worker_index} is not in [0, worker_count={worker_count})")
+    _check_workers(worker_index, worker_count, workers, threads)
     if records_per_shard < 1 or not split.replace("_", "").isalnum():
         raise BuildError(f"records_per_shard {records_per_shard} must be positive, split {split!r} letters and digits")
     source, named = _source(source_name, path, options, augmenter)
@@ -116,17 +144,21 @@ def build(
     mine = range(worker_index, job.shards, worker_count)
     todo = _unfinished(job, mine, budget)
     total = sum(min(job.per_shard, len(job.source) - i * job.per_shard) for i in todo)
-    with (
-        Progress(total, quiet) as progress,
-        concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool,
-    ):
+    with BuildProgress(total, quiet) as progress, decode_pool(workers, threads) as pool:
         if len(todo) < len(mine):
             progress.say(f"{len(mine) - len(todo)} of {len(mine)} shards are finished already")
         for index in todo:
             build_shard(job, index, pool, budget.skip, progress.add, clock)
     if todo and not quiet:
-        print(clock.line(), file=sys.stderr)
+        print(clock.line(workers), file=sys.stderr)
     return _finish(job, budget, quiet)
+
+
+def _check_workers(worker_index: int, worker_count: int, workers: int, threads: int | None) -> None:
+    if not 0 <= worker_index < worker_count:
+        raise BuildError(f"worker_index {worker_index} is not in [0, worker_count={worker_count})")
+    if workers < 0 or (workers and threads is not None) or (threads is not None and threads < 1):
+        raise BuildError(f"workers={workers}, threads={threads}: either processes decode, or threads with workers=0")
 
 
 def _source(name, path, options, augmenter) -> tuple[Source, dict[str, Any]]:
@@ -163,11 +195,13 @@ def _plan(source, named, output, tokenizers, split, template, per_shard, augment
 def _unfinished(job: Job, mine: range, budget: ErrorBudget) -> list[int]:
     """This worker's shards that are still to be made, cleared of the temporary files of killed writers. What finished
     shards skipped, whoever made them, counts in the budget."""
-    accounts = {index: read_account(job, index) for index in range(job.shards)}
-    for account in accounts.values():
+    todo = []
+    for index in range(job.shards):  # one account at a time is in memory
+        account = read_account(job, index)
+        if account is None and index in mine:
+            todo.append(index)
         for skipped in account.skipped if account is not None else ():
             budget.skip(skipped)
-    todo = [index for index in mine if accounts[index] is None]
     for index in todo:
         for path in (job.shard(index), job.account(index)):
             for stale in path.parent.glob(f".{path.name}.*.tmp"):
@@ -197,17 +231,18 @@ def _others(job: Job) -> dict[str, dict[str, Any]]:
 
 def _finish(job: Job, budget: ErrorBudget, quiet: bool) -> DatasetInfo | None:
     """Sums all accounts into dataset.json once every shard of the split is there."""
-    accounts = [read_account(job, index) for index in range(job.shards)]
-    done = [account for account in accounts if account is not None]
-    if len(done) < len(accounts):
+    total = _Sum()
+    for index in range(job.shards):
+        total.add(read_account(job, index))
+    if total.missing:
         if not quiet:
-            print(f"{len(accounts) - len(done)} shards are left to other workers; the last one writes {FILE_NAME}")
+            print(f"{total.missing} shards are left to other workers; the last one writes {FILE_NAME}")
         return None
-    budget.check([skipped for account in done for skipped in account.skipped])  # of all workers together
+    budget.check(total.skipped, [entry["detail"] for entry in total.last])  # of all workers together
     (job.directory / ACCOUNTS).mkdir(parents=True, exist_ok=True)
     with open(job.directory / ACCOUNTS / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two splits may end at the same time
-        splits = _others(job) | {job.split: _sum(done) | {"build": dict(job.build)}}
+        splits = _others(job) | {job.split: total.to_dict() | {"build": dict(job.build)}}
         vocabulary, identities = job.tokenizers.vocabulary, job.tokenizers.identities
         info = DatasetInfo("documents", vocabulary, identities, dict(sorted(splits.items())), _settings(job))
         path = write_info(job.directory, info)
@@ -220,24 +255,47 @@ def _finish(job: Job, budget: ErrorBudget, quiet: bool) -> DatasetInfo | None:
     return info
 
 
-def _sum(accounts: list[Account]) -> dict[str, Any]:
-    """One split's entry of dataset.json; `dropped_list` also says where the record is and the whole reason."""
-    total, listed = Counts(), []
-    for account in accounts:
-        total = total.merge(account.counts)
+class _Sum:
+    """One split's entry of dataset.json; `dropped_list` also says where the record is and the whole reason.
+
+    missing: shards without an account. skipped: records; last: entries of the last of them.
+    """
+
+    def __init__(self):
+        self.missing = self.skipped = self._read = 0
+        self.last: collections.deque[dict[str, str]] = collections.deque(maxlen=5)
+        self._total, self._listed = Counts(), []
+
+    def add(self, account: Account | None) -> None:
+        """Takes one shard's account, None where it is not finished."""
+        if account is None:
+            self.missing += 1
+            return
+        self._read += account.read
+        self._total = self._total.merge(account.counts)
         for skipped in account.skipped:
-            total.dropped[skipped.kind] = total.dropped.get(skipped.kind, 0) + 1
-            if len(listed) < MAX_LISTED:
-                listed.append(
-                    {
-                        "id": skipped.id,
-                        "reason": skipped.kind,
-                        "where": skipped.where,
-                        "detail": skipped.reason,
-                    }
-                )
-    total.dropped_list = listed
-    return total.to_dict() | {"read": sum(account.read for account in accounts)}
+            self.skipped += 1
+            self._total.dropped[skipped.kind] = self._total.dropped.get(skipped.kind, 0) + 1
+            entry = {"id": skipped.id, "reason": skipped.kind, "where": skipped.where, "detail": skipped.reason}
+            self.last.append(entry)
+            if len(self._listed) < MAX_LISTED:
+                self._listed.append(entry)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        self._total.dropped_list = self._listed
+        return self._total.to_dict() | {"read": self._read}
+
+
+def _add_worker_flags(parser: argparse.ArgumentParser) -> None:
+    here = parser.add_argument_group("decoding", "who decodes media for this command")
+    here.add_argument(
+        "--workers", type=int, help=f"processes; 0: threads; default one a core but one, at most {MAX_DEFAULT_WORKERS}"
+    )
+    here.add_argument("--threads", type=int, help="threads, with --workers=0; default one a core")
+    jobs = parser.add_argument_group("array jobs", "the same command several times, each making its own shards")
+    jobs.add_argument("--worker_index", type=int, default=0, help="number of this command, from 0")
+    jobs.add_argument("--worker_count", type=int, default=1, help="how many such commands there are")
 
 
 def _add_source_flags(parser: argparse.ArgumentParser) -> None:
@@ -256,6 +314,25 @@ def _tokenizers(name: str, source: str) -> Tokenizers:
     return Tokenizers(chameleon_vocabulary(), {}, {}) if name == "chameleon" else load_tokenizers(name, need=())
 
 
+class _Terminated(KeyboardInterrupt):
+    """The signal SIGTERM, which queues of clusters send, as an exception: what is begun is cleared away."""
+
+
+@contextlib.contextmanager
+def _termination_as_exception() -> Iterator[None]:
+    def stop(*_) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="manifest", choices=sorted(SOURCES), help="format of the input")
@@ -267,25 +344,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--on_error", default="fail", choices=ON_ERROR, help="what a record that cannot be used does")
     parser.add_argument("--error_budget", type=float, default=0.01, help="largest share of skipped records")
     parser.add_argument("--records_per_shard", type=int, default=RECORDS_PER_SHARD)
-    parser.add_argument("--worker_index", type=int, default=0)
-    parser.add_argument("--worker_count", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=None, help="threads that decode media; default one a core")
+    _add_worker_flags(parser)
     _add_source_flags(parser)
     add_flags(parser)
     args = vars(parser.parse_args(argv))
     source, path, output = args.pop("source"), args.pop("input"), args.pop("output")
     named = {name: args.pop(name) for name in ("tasks", "instructions", "prompt_dropout", "columns")}
     heard = {name: args.pop(name) for name in AUGMENT_FLAGS}
+    if args["workers"] is None:
+        args["workers"] = default_workers() if args["threads"] is None else 0
     try:
-        options = parse_options(**named, seed=args.pop("source_seed"))
-        augmenter = parse_augmenter(heard)
-        tokenizers = _tokenizers(args.pop("tokenizers"), source)
-        build(source, path, output, tokenizers, options=options, augmenter=augmenter, **args)
-    except (BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError, OSError) as e:
+        with _termination_as_exception():
+            options = parse_options(**named, seed=args.pop("source_seed"))
+            augmenter = parse_augmenter(heard)
+            tokenizers = _tokenizers(args.pop("tokenizers"), source)
+            build(source, path, output, tokenizers, options=options, augmenter=augmenter, **args)
+    except (BuildError, DocumentError, SchemaError, TokenizerError, VocabularyError, WorkerDied, OSError) as e:
         sys.exit(f"build_shards: {e}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         print("build_shards: interrupted; finished shards are kept, run the same command to go on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (signal.SIGTERM if isinstance(e, _Terminated) else signal.SIGINT))
 
 
 if __name__ == "__main__":

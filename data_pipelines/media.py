@@ -1,4 +1,4 @@
-"""Images and utterances of documents -> codes: decoded in threads, encoded in batches, once a file.
+"""Images and utterances of documents -> codes: decoded by a pool, encoded in batches, once a file.
 
 The cache lives as long as the encoder. `build_shards` makes one encoder a shard: batches, and with them the last
 bits of floating point, then depend on the shard's own records only, so that a run that was killed and started
@@ -17,10 +17,9 @@ import numpy as np
 
 from ar_omni_jax.documents import Document, Part
 from ar_omni_jax.tokenizers.bundle import Tokenizers
-from ar_omni_jax.tokenizers.image.preprocess import read_image
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.augment import Augmenter, Change
-from data_pipelines.sound import SoundSegment, read_sound
+from data_pipelines.decode import DecodeRequest, decode
 from data_pipelines.stage_clock import StageClock
 
 # A window is what is decoded ahead and encoded together.
@@ -39,53 +38,53 @@ class MediaError:
 
 @dataclasses.dataclass(frozen=True)
 class Codecs:
-    """What the encoder needs of the tokenizers; `read_*` raise ValueError or OSError for unusable media.
+    """What the encoder needs of the tokenizers.
 
-    read_image: path, bytes or array -> float32 [H, W, 3]; encode_images: float32 [B, H, W, 3] -> int32 [B, n];
-    read_speech: the same or a SoundSegment, and the change to make or None -> float32 [T]; encode_speech: list of
-    float32 [T] -> list of int32 [n]; *_bytes: of one decoded.
+    image_size: pixels of a picture's side; encode_images: float32 [B, size, size, 3] -> int32 [B, n];
+    sample_rate: Hz; encode_speech: list of float32 [T] -> list of int32 [n].
     """
 
-    read_image: Callable[[Any], np.ndarray]
+    image_size: Callable[[], int]
     encode_images: Callable[[np.ndarray], np.ndarray]
-    image_bytes: Callable[[], int]
-    read_speech: Callable[[Any, Change | None], np.ndarray]
+    sample_rate: Callable[[], int]
     encode_speech: Callable[[list[np.ndarray]], Sequence[np.ndarray]]
-    speech_bytes: Callable[[], int]
+
+    def size_of(self, modality: Modality) -> int:
+        """`DecodeRequest.size` of a medium."""
+        return self.image_size() if modality == Modality.IMAGE else self.sample_rate()
+
+    def bytes_of(self, modality: Modality) -> int:
+        """Of one decoded medium, about."""
+        size = self.size_of(modality)
+        return 12 * size**2 if modality == Modality.IMAGE else 4 * size * _SECONDS_ASSUMED
 
 
 def codecs_of(tokenizers: Tokenizers) -> Codecs:
     """Codecs of the tokenizers; each one's weights are read when the first medium of its kind comes."""
-
-    def read_speech(value: Any, change: Change | None) -> np.ndarray:
-        rate = tokenizers.speech.sample_rate
-        wave = read_sound(value, rate)
-        return wave if change is None else change(wave, rate)
-
-    def speech_bytes() -> int:
-        return 4 * tokenizers.speech.sample_rate * _SECONDS_ASSUMED
-
     return Codecs(
-        read_image=lambda value: read_image(value, tokenizers.image.image_size),
+        image_size=lambda: tokenizers.image.image_size,
         encode_images=lambda pixels: tokenizers.image.encode(pixels),
-        image_bytes=lambda: 12 * tokenizers.image.image_size**2,
-        read_speech=read_speech,
+        sample_rate=lambda: tokenizers.speech.sample_rate,
         encode_speech=lambda waves: tokenizers.speech.encode_batch(waves),
-        speech_bytes=speech_bytes,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Medium:
-    """One image or utterance to be encoded. key: equal for what has equal codes."""
+    """One image or utterance to be encoded. document: its id; key: equal for what has equal codes."""
 
+    document: str
     part: Part
     key: Any
     change: Change | None = None
 
 
+_Decoding = dict[Any, tuple[Modality, concurrent.futures.Future]]  # key: what is being decoded
+
+
 class MediaEncoder:
-    """Codes of the media of documents, in windows. Not thread-safe; owns no thread: give it a pool.
+    """Codes of the media of documents, in windows. Not thread-safe; owns no thread: give it a pool, of threads or
+    processes, which calls `decode`.
 
     augmenter: alters speech of user turns; speech of the assistant, which a model is to say, is never altered.
     clock: counts the seconds of decoding, of waiting for it, and of the codecs.
@@ -102,12 +101,11 @@ class MediaEncoder:
         timed = self._clock.timed
         self._codecs = dataclasses.replace(
             codecs,
-            read_image=timed("decode", codecs.read_image),
-            read_speech=timed("decode", codecs.read_speech),
             encode_images=timed("codec", codecs.encode_images),
             encode_speech=timed("codec", codecs.encode_speech),
         )
         self._known: dict[Any, np.ndarray | MediaError] = {}
+        self._asked = False  # the pool, for anything
 
     def windows(self, documents: Iterable[Document | None]) -> Iterator[list[list[np.ndarray | MediaError]]]:
         """For each window of documents, in order: for each document the codes (or error) of each medium.
@@ -116,28 +114,29 @@ class MediaEncoder:
         """
         before = None
         for window in self._split(documents):
-            decoding = self._start(window)
             if before is not None:
                 yield self._finish(*before)
-            before = window, decoding
+            before = window
         if before is not None:
             yield self._finish(*before)
 
-    def _split(self, documents: Iterable[Document | None]) -> Iterator[list[list[_Medium]]]:
+    def _split(self, documents: Iterable[Document | None]) -> Iterator[tuple[list[list[_Medium]], _Decoding]]:
+        """Windows, and what is being decoded for them; each medium is submitted as soon as its document is read."""
         window: list[list[_Medium]] = []
+        decoding: _Decoding = {}
         size = 0
         for document in documents:
             media = self._media(document) if document is not None else []
             window.append(media)
-            for part in (medium.part for medium in media):
-                image = part.modality == Modality.IMAGE
-                size += self._codecs.image_bytes() if image else self._codecs.speech_bytes()
-                size += len(part.value) if isinstance(part.value, bytes) else 0
+            for medium in media:
+                self._submit(medium, decoding)
+                size += self._codecs.bytes_of(medium.part.modality)
+                size += len(medium.part.value) if isinstance(medium.part.value, bytes) else 0
             if len(window) >= WINDOW_DOCUMENTS or size >= WINDOW_BYTES:
-                yield window
-                window, size = [], 0
+                yield window, decoding
+                window, decoding, size = [], {}, 0
         if window:
-            yield window
+            yield window, decoding
 
     def _media(self, document: Document) -> list[_Medium]:
         """The document's media in stream order."""
@@ -149,34 +148,32 @@ class MediaEncoder:
                 change = self._augmenter.change(document.id, number)
             if change is not None:
                 key = (*key, document.id, number)
-            media.append(_Medium(part, key, change))
+            media.append(_Medium(document.id, part, key, change))
         return media
 
-    def _start(self, window: list[list[_Medium]]) -> dict[Any, tuple[Part, concurrent.futures.Future]]:
-        """Submits what is neither encoded nor being decoded."""
-        decoding: dict[Any, tuple[Part, concurrent.futures.Future]] = {}
-        for medium in (medium for media in window for medium in media):
-            part, key = medium.part, medium.key
-            if key in self._known or key in decoding:
-                continue
-            if part.modality == Modality.IMAGE:
-                future = self._pool.submit(self._codecs.read_image, part.value)
-            else:
-                future = self._pool.submit(self._codecs.read_speech, part.value, medium.change)
-            decoding[key] = (part, future)
-        return decoding
+    def _submit(self, medium: _Medium, decoding: _Decoding) -> None:
+        """Adds to `decoding` what is neither encoded nor being decoded."""
+        if medium.key in self._known or medium.key in decoding:
+            return
+        if not self._asked:
+            self._pool.submit(bool)  # processes start while the codec's weights are read, for its size
+            self._asked = True
+        modality, value = medium.part.modality, medium.part.value
+        value = bytes(value) if isinstance(value, bytearray | memoryview) else value  # can be sent
+        request = DecodeRequest(medium.document, modality, value, self._codecs.size_of(modality), medium.change)
+        decoding[medium.key] = (modality, self._pool.submit(decode, request))
 
-    def _finish(self, window: list[list[_Medium]], decoding) -> list[list[np.ndarray | MediaError]]:
+    def _finish(self, window: list[list[_Medium]], decoding: _Decoding) -> list[list[np.ndarray | MediaError]]:
         ready: dict[Modality, list[tuple[Any, np.ndarray]]] = {Modality.IMAGE: [], Modality.SPEECH: []}
-        for key, (part, future) in decoding.items():
-            try:
-                with self._clock.stage("wait"):
-                    value = future.result()
-            except (ValueError, OSError) as e:
-                self._known[key] = MediaError(f"unusable {part.modality.name.lower()}", _message(part, e))
+        for key, (modality, future) in decoding.items():
+            with self._clock.stage("wait"):
+                found = future.result()
+            self._clock.add("decode", found.seconds)
+            if found.value is None:
+                self._known[key] = MediaError(f"unusable {modality.name.lower()}", found.error)
                 continue
             if key not in self._known:  # the window before may have had it too
-                ready[part.modality].append((key, value))
+                ready[modality].append((key, found.value))
         self._encode(ready[Modality.IMAGE], lambda pixels: self._codecs.encode_images(np.stack(pixels)))
         self._encode(ready[Modality.SPEECH], self._codecs.encode_speech)
         return [[self._known[medium.key] for medium in media] for media in window]
@@ -196,11 +193,3 @@ def _key(part: Part) -> tuple[Modality, Any]:
     elif isinstance(value, bytes | bytearray | memoryview):
         value = hashlib.sha256(value).digest()
     return part.modality, value
-
-
-def _message(part: Part, error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    name = (
-        str(part.value) if isinstance(part.value, str | SoundSegment) else f"{part.modality.name.lower()} of the record"
-    )
-    return text if name in text else f"{name}: {text}"

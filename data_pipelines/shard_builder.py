@@ -124,19 +124,19 @@ def build_shard(
     index: int,
     pool: concurrent.futures.Executor,
     on_skip: Callable[[Skipped], None],
-    on_window: Callable[[int, int], None],
+    on_window: Callable[[int, int, int], None],
     clock: StageClock,
 ) -> Account:
     """Makes shard `index` and its account.
 
     on_skip: called for each record to be left out; raises to stop the build. on_window: called now and then with
-    the records and tokens since the last call. clock: counts the seconds of each stage.
+    the records, tokens and media since the last call. clock: counts the seconds of each stage.
     """
     start = index * job.per_shard
     stop = min(start + job.per_shard, len(job.source))
     account = Account()
     with ShardWriter(job.shard(index)) as writer:
-        for window in _windows(job, start, stop, pool, clock):
+        for window, media in _windows(job, start, stop, pool, clock):
             before = account.counts.tokens
             for result in window:
                 if isinstance(result, Skipped):
@@ -147,7 +147,7 @@ def build_shard(
                         writer.write(encode_document(result, job.tokenizers.vocabulary))
                     account.counts.add(result)
             account.read += len(window)
-            on_window(len(window), account.counts.tokens - before)
+            on_window(len(window), account.counts.tokens - before, media)
     if account.read != stop - start:
         raise BuildError(
             f"{job.shard(index).name}: the source gave {account.read} records of [{start}, {stop}); "
@@ -159,8 +159,8 @@ def build_shard(
 
 def _windows(
     job: Job, start: int, stop: int, pool: concurrent.futures.Executor, clock: StageClock
-) -> Iterator[list[TokenDocument | Skipped]]:
-    """The records of [start, stop), each as tokens or the reason why it has none, window by window."""
+) -> Iterator[tuple[list[TokenDocument | Skipped], int]]:
+    """The records of [start, stop), each as tokens or the reason why it has none, and their media, window by window."""
     waiting: list[Record] = []
 
     def documents():
@@ -173,7 +173,7 @@ def _windows(
         records, waiting[: len(window)] = waiting[: len(window)], []
         with clock.stage("tokens"):
             results = [_tokens(job, record, codes) for record, codes in zip(records, window, strict=True)]
-        yield results
+        yield results, sum(map(len, window))
 
 
 def _tokens(job: Job, record: Record, codes: list[np.ndarray | MediaError]) -> TokenDocument | Skipped:

@@ -1,4 +1,4 @@
-"""Where the time of a build goes: seconds by stage, over all threads together."""
+"""Where the time of a build goes: seconds by stage, over all threads and processes together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# "decode" runs in threads beside the others, and "wait" is what of it they had to wait for.
+# "decode" runs in threads or processes beside the others, and "wait" is what of it they had to wait for.
 STAGES = ("read", "decode", "wait", "codec", "tokens", "write")
 
 
@@ -28,9 +28,12 @@ class StageClock:
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
-            with self._lock:
-                self.seconds[name] += spent
+            self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Counts seconds that were measured elsewhere."""
+        with self._lock:
+            self.seconds[name] += seconds
 
     def timed(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
         """`function`, with every call counted."""
@@ -51,10 +54,10 @@ class StageClock:
                 return
             yield item
 
-    def line(self) -> str:
-        """The seconds as text."""
-        s = self.seconds
+    def line(self, workers: int = 0) -> str:
+        """The seconds as text. workers: processes that decoded, 0 for threads."""
+        s, where = self.seconds, f"{workers} process{'es' * (workers > 1)}" if workers else "threads"
         return (
-            f"seconds: read {s['read']:.1f}, decode {s['decode']:.1f} in threads ({s['wait']:.1f} waited for), "
+            f"seconds: read {s['read']:.1f}, decode {s['decode']:.1f} in {where} ({s['wait']:.1f} waited for), "
             f"codec {s['codec']:.1f}, tokens {s['tokens']:.1f}, write {s['write']:.1f}"
         )

@@ -1,6 +1,6 @@
 """How fast documents are read for training, where the time of a build goes, and what memory the commands take.
 
-    python -m data_pipelines.benchmark                      # everything, about a quarter of an hour on two cores
+    python -m data_pipelines.benchmark                      # everything, about half an hour on two cores
     python -m data_pipelines.benchmark --only=readers
 
 Prints tables and writes benchmark.json, both with the machine's name. All data are made for the purpose: token
@@ -9,9 +9,9 @@ documents with the lengths of LAION, MLS and web pages in the published vocabula
 readers   the same documents through packed shards and this loader, through JSON lines that one process parses and
           pads (the reference's way), and through HF datasets, where installed, padded too: useful tokens a second,
           and the useful share of a batch's places
-build     seconds that build_shards spends on each stage. Decoding runs in threads beside the others; what the
-          build waited for of it stands in "wait"
-memory    peak of each command at one and at ten times the documents, in a process of its own
+build     seconds that build_shards spends on each stage, with media decoded by threads (0 workers) and by processes.
+          Decoding runs beside the others; what the build waited for of it stands in "wait". Then decoding alone
+memory    peak of each command at one and at ten times the documents, with the processes that it starts
 """
 
 from __future__ import annotations
@@ -27,16 +27,20 @@ from typing import Any
 
 from ar_omni_jax.files import replace_file
 from ar_omni_jax.machine import machine
-from ar_omni_jax.tokenizers.bundle import load_tokenizers
+from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 from ar_omni_jax.vocabulary import chameleon_vocabulary
-from data_pipelines.benchmark import corpus, readers
-from data_pipelines.benchmark.memory import CommandFailed, peak_memory
+from data_pipelines.benchmark import corpus, growth, readers
+from data_pipelines.benchmark.memory import CommandFailed
 from data_pipelines.build_shards import build
+from data_pipelines.decode import DecodeRequest, decode
+from data_pipelines.decode_pool import decode_pool
+from data_pipelines.media import codecs_of
 from data_pipelines.pack_shards import PackOptions, pack
-from data_pipelines.stage_clock import StageClock
+from data_pipelines.sources import open_source
+from data_pipelines.stage_clock import STAGES, StageClock
 
 PARTS = ("readers", "build", "memory")
-TIMES = 10  # the larger corpus of the memory measurements
+WORKERS = (0, 2)  # processes that decode, of the measured builds
 
 
 def measure_readers(directory: Path, documents: int, length: int, rows: int, seconds: float) -> dict[str, Any]:
@@ -57,37 +61,33 @@ def measure_readers(directory: Path, documents: int, length: int, rows: int, sec
     return settings | {"fill": packed.splits["train"]["fill"], "ways": found}
 
 
-def measure_build(directory: Path, documents: int) -> dict[str, Any]:
-    """Seconds of each stage of a build of pictures and utterances by the toy world's tokenizers."""
+def measure_build(directory: Path, documents: int, workers: Sequence[int] = WORKERS) -> dict[str, Any]:
+    """Seconds of each stage of building pictures and utterances with the toy world's tokenizers, by `workers`."""
     tokenizers = load_tokenizers("toyworld")
     manifest = corpus.write_media(directory / "media", documents)
-    build("manifest", manifest, directory / "first", tokenizers, quiet=True)  # compiles the codecs
-    clock, start = StageClock(), time.perf_counter()
-    info = build("manifest", manifest, directory / "again", tokenizers, quiet=True, clock=clock)
-    seconds = time.perf_counter() - start
-    tokens = info.splits["train"]["tokens"]
-    rates = {"documents/s": documents / seconds, "tokens/s": tokens / seconds}
-    return {"documents": documents, "tokens": tokens, "seconds": seconds, "stages": clock.seconds} | rates
+    first = build("manifest", manifest, directory / "first", tokenizers, quiet=True)  # compiles the codecs
+    tokens, runs = first.splits["train"]["tokens"], {}
+    for count in workers:
+        clock, start = StageClock(), time.perf_counter()
+        build("manifest", manifest, directory / str(count), tokenizers, quiet=True, clock=clock, workers=count)
+        seconds = time.perf_counter() - start
+        rates = {"documents/s": documents / seconds, "tokens/s": tokens / seconds}
+        runs[str(count)] = {"seconds": seconds, "stages": clock.seconds} | rates
+    alone = {str(count): _decoding_rate(manifest, count, tokenizers) for count in workers}
+    return {"documents": documents, "tokens": tokens, "workers": runs, "decoded/s": alone}
 
 
-def measure_memory(directory: Path, documents: int) -> dict[str, list[float]]:
-    """{command: MiB at `documents`, MiB at TIMES as many}."""
-    peaks: dict[str, list[float]] = {}
-    for count in (documents, documents * TIMES):
-        here = directory / str(count)
-        manifest = corpus.write_media(here / "media", count)
-        corpus.write_token_shards(here / "shards", count, chameleon_vocabulary())
-        whole = ["--length=8192", "--unit_tokens=200000"]
-        commands = [
-            ("build_shards", [f"--input={manifest}", f"--output={here / 'built'}", "--records_per_shard=256"]),
-            ("pack_shards", [f"--input={here / 'shards'}", f"--output={here / 'packed'}", *whole]),
-            ("inspect_shards", [f"--input={here / 'packed'}"]),
-            ("benchmark.readers", [str(here / "packed"), "8"]),
-        ]
-        for name, arguments in commands:
-            peak = peak_memory(f"data_pipelines.{name}", arguments)
-            peaks.setdefault("loader" if name == "benchmark.readers" else name, []).append(peak)
-    return peaks
+def _decoding_rate(manifest: Path, workers: int, tokenizers: Tokenizers) -> float:
+    """Media a second of a pool that does nothing else, once it runs."""
+    codecs, requests = codecs_of(tokenizers), []
+    for record in open_source("manifest", manifest).read(0, sys.maxsize):
+        for part in record.document.media():
+            requests.append(DecodeRequest(record.id, part.modality, part.value, codecs.size_of(part.modality)))
+    with decode_pool(workers) as pool:
+        list(pool.map(decode, requests[:64]))
+        start = time.perf_counter()
+        found = list(pool.map(decode, requests))
+        return len(found) / (time.perf_counter() - start)
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -109,15 +109,17 @@ def tables(record: dict[str, Any]) -> str:
                 lines.append(f"{name:34s}{way['tokens/s']:16,.0f}{way['places/s']:14,.0f}{way['useful']:14.2%}")
     if "build" in record:
         part = record["build"]
-        lines += [
-            "",
-            f"building {part['documents']} documents: {part['seconds']:.1f} s, {part['documents/s']:.0f} documents/s, "
-            f"{part['tokens/s']:.0f} tokens/s",
-            "seconds: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in part["stages"].items()),
-        ]
+        lines += ["", f"building {part['documents']} documents ({part['tokens']} tokens), seconds of each stage"]
+        lines += [f"{'workers':8s}" + "".join(f"{name:>9s}" for name in (*STAGES, "all")) + f"{'tokens/s':>10s}"]
+        for count, run in part["workers"].items():
+            seconds = (*run["stages"].values(), run["seconds"])
+            lines += [f"{count:8s}" + "".join(f"{value:9.2f}" for value in seconds) + f"{run['tokens/s']:10.0f}"]
+        rates = ", ".join(f"{rate:.0f} media/s with {count}" for count, rate in part["decoded/s"].items())
+        lines += [f"decoding alone: {rates} workers (0: threads)"]
     if "memory" in record:
-        lines += ["", f"{'peak memory, MiB':34s}{'1 x':>10s}{f'{TIMES} x':>10s}"]
-        lines += [f"{name:34s}{small:10.0f}{large:10.0f}" for name, (small, large) in record["memory"].items()]
+        lines += ["", f"{'peak memory, MiB':34s}{'1 x':>10s}{f'{growth.TIMES} x':>10s}"]
+        for name, peaks in record["memory"].items():
+            lines += [f"{name:34s}" + ("".join(f"{peak:10.0f}" for peak in peaks) if peaks else " not installed")]
     return "\n".join(lines)
 
 
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts: dict[str, Callable[[Path], Any]] = {
         "readers": lambda path: measure_readers(path, args.documents, args.length, args.rows, args.seconds),
         "build": lambda path: measure_build(path, args.media),
-        "memory": lambda path: measure_memory(path, args.memory_documents),
+        "memory": lambda path: growth.measure_memory(path, args.memory_documents),
     }
     record: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,8 +1,11 @@
-"""Corpora of the benchmark's own making: token documents with lengths of published corpora, and pictures and sounds."""
+"""Corpora of the benchmark's own making: token documents with lengths of published corpora, and pictures and sounds,
+in the layouts of several sources."""
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,10 @@ from data_pipelines.dataset_info import Counts, DatasetInfo, write_info
 SHARDS = 4
 _PICTURE = (320, 240)  # pixels
 _SOUND_RATE, _SOUND_SECONDS = 24000, 2
+_SHORT_SECONDS = 0.25  # of sounds in the corpora below, which are about their index
+_PER_FILE = 1000  # records of a tar or a parquet file
+_PER_FOLDER = 100  # utterances of a chapter or speaker
+_TEXT = "document number {} of the benchmark"
 
 
 def draw_lengths(group: str, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -91,10 +98,81 @@ def write_media(directory: Path, count: int, seed: int = 0) -> Path:
                 small = rng.integers(0, 256, (12, 16, 3), np.uint8)
                 Image.fromarray(small).resize(_PICTURE).save(directory / name, quality=85)
             else:
-                time = np.arange(_SOUND_RATE * _SOUND_SECONDS) / _SOUND_RATE
-                tone = np.sin(2 * np.pi * rng.uniform(100, 300) * time) + 0.1 * rng.standard_normal(len(time))
-                soundfile.write(directory / name, (0.3 * tone).astype(np.float32), _SOUND_RATE)
-            turns = [[{kind: name}], [{"text": f"document number {i} of the benchmark"}]]
+                (directory / name).write_bytes(_flac(rng, _SOUND_SECONDS))
+            turns = [[{kind: name}], [{"text": _TEXT.format(i)}]]
             line = {"id": str(i), "task": "caption" if i % 2 else "asr", "turns": turns}
             manifest.write(json.dumps(line) + "\n")
     return directory / "train.jsonl"
+
+
+def _flac(rng: np.random.Generator, seconds: float) -> bytes:
+    """A tone in noise."""
+    time = np.arange(round(_SOUND_RATE * seconds)) / _SOUND_RATE
+    tone = np.sin(2 * np.pi * rng.uniform(100, 300) * time) + 0.1 * rng.standard_normal(len(time))
+    out = io.BytesIO()
+    soundfile.write(out, (0.3 * tone).astype(np.float32), _SOUND_RATE, format="FLAC")
+    return out.getvalue()
+
+
+def _utterances(count: int, seed: int) -> Iterator[tuple[int, str, bytes]]:
+    """(number, text, FLAC) of `count` short utterances."""
+    rng = np.random.default_rng(seed)
+    return ((i, _TEXT.format(i), _flac(rng, _SHORT_SECONDS)) for i in range(count))
+
+
+def write_webdataset(directory: Path, count: int, seed: int = 0) -> Path:
+    """A folder of tars of `count` short utterances and their texts."""
+    directory.mkdir(parents=True, exist_ok=True)
+    archive = None
+    for i, text, sound in _utterances(count, seed):
+        if i % _PER_FILE == 0:
+            if archive is not None:
+                archive.close()
+            archive = tarfile.open(directory / f"{i // _PER_FILE:05d}.tar", "w")
+        for suffix, data in (("flac", sound), ("txt", text.encode())):
+            member = tarfile.TarInfo(f"{i:09d}.{suffix}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    if archive is not None:
+        archive.close()
+    return directory
+
+
+def write_parquet(directory: Path, count: int, seed: int = 0) -> Path:
+    """A folder of parquet files of `count` short utterances and their texts, as the hub has them. Needs pyarrow."""
+    import pyarrow
+    import pyarrow.parquet
+
+    directory.mkdir(parents=True, exist_ok=True)
+    rows: list[dict] = []
+    for i, text, sound in _utterances(count, seed):
+        rows.append({"audio": {"bytes": sound, "path": f"{i}.flac"}, "text": text})
+        if len(rows) == _PER_FILE or i + 1 == count:
+            table = pyarrow.Table.from_pylist(rows)
+            pyarrow.parquet.write_table(table, directory / f"{i // _PER_FILE:05d}.parquet", row_group_size=100)
+            rows.clear()
+    return directory
+
+
+def write_librispeech(directory: Path, count: int, seed: int = 0) -> Path:
+    """A part of LibriSpeech of `count` short utterances."""
+    part = directory / "train-clean-1"
+    for i, text, sound in _utterances(count, seed):
+        name = f"{i // _PER_FOLDER}-1-{i:06d}"
+        folder = part / str(i // _PER_FOLDER) / "1"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.flac").write_bytes(sound)
+        with (folder / f"{i // _PER_FOLDER}-1.trans.txt").open("a") as listing:
+            listing.write(f"{name} {text}\n")
+    return part
+
+
+def write_vctk(directory: Path, count: int, seed: int = 0) -> Path:
+    """VCTK's layout of `count` short utterances."""
+    for i, text, sound in _utterances(count, seed):
+        speaker = f"p{i // _PER_FOLDER:05d}"
+        for top, end, data in (("wav48_silence_trimmed", "_mic1.flac", sound), ("txt", ".txt", text.encode())):
+            folder = directory / top / speaker
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{speaker}_{i:06d}{end}").write_bytes(data)
+    return directory

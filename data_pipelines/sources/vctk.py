@@ -7,6 +7,7 @@ such: speaker p315 has no texts), so that nothing is left out unseen.
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import os
 from collections.abc import Iterator
@@ -18,11 +19,13 @@ from data_pipelines.sources.listing import Spans
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 from data_pipelines.sources.transcripts import UNUSED, decoded, utterance
 
+_READERS = 8  # speakers whose texts are read at a time when the corpus is opened
 _LAYOUTS = (("wav48_silence_trimmed", "_mic1.flac"), ("wav48", ".wav"))  # directory of sounds, end of their names
 
 
 class VCTKSource:
-    """Utterances by speaker and number; only one speaker's names are in memory at a time."""
+    """Utterances by speaker and number. In memory are the names of the speaker that is being read; while texts are
+    read for the digest, those of a few."""
 
     name = "vctk"
 
@@ -39,12 +42,11 @@ class VCTKSource:
         folders = [p.name for root in (self._sounds, self._texts) for p in root.iterdir() if p.is_dir()]
         self._speakers = sorted(set(folders))
         digest, sizes = hashlib.sha256(), []
-        for speaker in self._speakers:
-            names = self._names(speaker)
-            for name, (has_text, has_sound) in names.items():
-                text = self._text_path(speaker, name).read_bytes() if has_text else b""
-                digest.update(f"{name}\0{has_text}{has_sound}{len(text)}\0".encode(errors="surrogateescape") + text)
-            sizes.append(len(names))
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:  # small files: a far disk's answers take the time
+            for start in range(0, len(self._speakers), _READERS):
+                for size, listed in pool.map(self._listed, self._speakers[start : start + _READERS]):
+                    digest.update(listed)
+                    sizes.append(size)
         self._spans = Spans(sizes)
         self.digest = digest.hexdigest()[:16]
 
@@ -61,6 +63,14 @@ class VCTKSource:
             names = list(self._names(speaker).items())[first:last]
             for at, (name, found) in enumerate(names, index):
                 yield self._record(at, speaker, name, *found)
+
+    def _listed(self, speaker: str) -> tuple[int, bytes]:
+        """Number of a speaker's utterances, and a digest of their names and texts, which are read one by one."""
+        names, digest = self._names(speaker), hashlib.sha256()
+        for name, (has_text, has_sound) in names.items():
+            text = self._text_path(speaker, name).read_bytes() if has_text else b""
+            digest.update(f"{name}\0{has_text}{has_sound}{len(text)}\0".encode(errors="surrogateescape") + text)
+        return len(names), digest.digest()
 
     def _names(self, speaker: str) -> dict[str, tuple[bool, bool]]:
         """{utterance: (has a text, has a sound)} of one speaker, in order."""

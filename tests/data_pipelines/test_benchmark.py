@@ -1,21 +1,24 @@
 """The benchmark measures what it says, on every part; no time decides a test."""
 
-import importlib
+import importlib.util
 import json
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ar_omni_jax.vocabulary import chameleon_vocabulary
 from data_pipelines.benchmark import __main__ as benchmark
-from data_pipelines.benchmark import corpus, readers
+from data_pipelines.benchmark import corpus, growth, readers
 from data_pipelines.benchmark.memory import CommandFailed, peak_memory
 from data_pipelines.dataset_info import read_info
+from data_pipelines.decode import DecodeRequest, decode
 from data_pipelines.pack_shards import PackOptions, pack
 from data_pipelines.shards import read_documents
+from data_pipelines.sources import open_source
 from data_pipelines.stage_clock import STAGES, StageClock
 
 
@@ -77,6 +80,8 @@ def test_a_clock_adds_up_stages_over_threads():
         raise ValueError
     assert clock.seconds["decode"] >= 0.06 and clock.seconds["read"] > 0 < clock.seconds["write"]
     assert clock.seconds["codec"] == 0 and "decode 0.1 in threads" in clock.line()
+    clock.add("codec", 2.0)
+    assert "in 3 processes" in clock.line(3) and "codec 2.0" in clock.line()
 
 
 def test_peak_memory_is_of_the_command_alone():
@@ -87,6 +92,19 @@ def test_peak_memory_is_of_the_command_alone():
         peak_memory("timeit", ["--nonsense"])
 
 
+HUNGRY = "import time; held = b'x' * 150_000_000; time.sleep(1)"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="other systems tell of the first process only")
+def test_peak_memory_has_the_command_s_own_processes():
+    def peak(count):
+        one = f"subprocess.Popen([sys.executable, '-c', {HUNGRY!r}])"
+        code = f"import subprocess, sys; [p.wait() for p in [{one} for _ in range({count})]]"
+        return peak_memory("timeit", ["-n1", "-r1", code])
+
+    assert 143 < peak(1) < 280 and 286 < peak(2) < 450
+
+
 def test_the_parts_of_the_command(tmp_path, monkeypatch, capsys):
     def run_here(module, arguments):
         importlib.import_module(module).main(arguments)
@@ -94,27 +112,52 @@ def test_the_parts_of_the_command(tmp_path, monkeypatch, capsys):
         return 100.0 + len(ran)
 
     ran: list[str] = []
-    monkeypatch.setattr(benchmark, "peak_memory", run_here)
+    monkeypatch.setattr(growth, "peak_memory", run_here)
     monkeypatch.setitem(sys.modules, "datasets", None)  # importing it raises ImportError
     small = ["--documents=30", "--rows=2", "--seconds=0.01", "--media=4", "--memory_documents=6", "--length=8192"]
-    monkeypatch.setattr(benchmark, "TIMES", 2)
+    monkeypatch.setattr(growth, "TIMES", 2)
+    monkeypatch.setattr(growth, "COMMANDS", growth.COMMANDS[:1] + growth.COMMANDS[-3:])
     benchmark.main([*small, f"--output={tmp_path / 'b.json'}"])
     record = json.loads((tmp_path / "b.json").read_text())
     assert record["machine"]["cores"] >= 1 and record["machine"]["processor"]
     ways = record["readers"]["ways"]
     assert ways["HF datasets, padded"] is None
     assert ways["packed shards, this loader"]["useful"] > 0.5 and ways["JSON lines on one rank, padded"]["useful"] < 1
-    stages = record["build"]["stages"]
-    assert set(stages) == set(STAGES) and all(stages.values())
-    assert list(record["memory"]) == ["build_shards", "pack_shards", "inspect_shards", "loader"] and len(ran) == 8
+    assert list(record["build"]["workers"]) == ["0", "2"] == list(record["build"]["decoded/s"])
+    for run in record["build"]["workers"].values():
+        assert set(run["stages"]) == set(STAGES) and all(run["stages"].values())
+    assert list(record["memory"]) == list(growth.COMMANDS) and len(ran) == 2 * len(growth.COMMANDS)
     said = capsys.readouterr().out
     assert record["machine"]["processor"] in said and "not installed" in said and "peak memory" in said
+    assert "build_shards, manifest" in said and "decoding alone" in said
+
+
+@pytest.mark.parametrize("source", list(growth.SOURCES))
+def test_corpora_of_every_layout_are_whole(tmp_path, monkeypatch, source):
+    """Not only of one file, folder or row group."""
+    if source == "hf_parquet":
+        pytest.importorskip("pyarrow")
+    for name in ("_PER_FILE", "_PER_FOLDER"):
+        monkeypatch.setattr(corpus, name, 3)
+    path = growth.SOURCES[source](tmp_path / "corpus", 8)
+    records = list(open_source(source, path).read(0, 99))
+    assert [record.error for record in records] == [""] * 8
+    codecs = {"IMAGE": 8, "SPEECH": 24000}
+    for i, record in enumerate(records):
+        (medium,) = record.document.media()
+        request = DecodeRequest(record.id, medium.modality, medium.value, codecs[medium.modality.name])
+        assert decode(request).value.size and f"document number {i} of" in str(record.document.turns)
+
+
+def test_what_is_not_installed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert growth.measure_memory(tmp_path, 1, ["build_shards, hf_parquet"]) == {"build_shards, hf_parquet": None}
 
 
 def test_a_failing_command_is_told(tmp_path, monkeypatch):
     def fail(module, arguments):
         raise CommandFailed("it fell")
 
-    monkeypatch.setattr(benchmark, "peak_memory", fail)
+    monkeypatch.setattr(growth, "peak_memory", fail)
     with pytest.raises(SystemExit, match="benchmark: it fell"):
         benchmark.main(["--only=memory", "--memory_documents=2", f"--output={tmp_path / 'b.json'}"])

@@ -46,7 +46,8 @@ def _decode(source: str | os.PathLike | bytes, sample_rate: int) -> tuple[np.nda
             _check_length(where, sound.frames, sound.channels, rate, sample_rate)
             samples = sound.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(f"{where}: cannot be decoded ({error}); WAV, FLAC, OGG and MP3 are understood") from error
+        reason = getattr(error, "error_string", error)  # its text also has the address of bytes in memory
+        raise AudioError(f"{where}: cannot be decoded ({reason}); WAV, FLAC, OGG and MP3 are understood") from error
     return samples, rate, where
 
 

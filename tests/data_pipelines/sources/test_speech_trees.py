@@ -271,3 +271,21 @@ def test_memory_does_not_grow_with_the_listing(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 50_000
+
+
+def test_memory_does_not_grow_with_a_tree_of_texts(tmp_path):
+    peaks = []
+    for speakers in (8, 40):
+        root = tmp_path / str(speakers)
+        for i in range(speakers):
+            for folder, end in (("txt", ".txt"), ("wav48", ".wav")):
+                (root / folder / f"p{i}").mkdir(parents=True)
+                for number in range(4):
+                    (root / folder / f"p{i}" / f"p{i}_{number}{end}").write_text("WORD " * 4000)
+        tracemalloc.start()
+        source = open_source("vctk", root)
+        assert sum(record.document is not None for record in source.read(4, 8)) == 4
+        assert sum(1 for _ in source.ids()) == 4 * speakers == len(source)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 100_000

@@ -311,9 +311,10 @@ def summary(info: DatasetInfo) -> str:
             if entry["fill"].get(group, 1) < LOW_FILL and rows > 1:
                 mean = kept["tokens"] / kept["documents"]
                 better = -(-int(mean * (info.length // mean + 1) * 1.03) // 64) * 64
+                texts = "" if group == "text" or info.settings.get("top_up") else "--top_up=text puts texts there, or "
                 lines.append(
-                    f"  low fill: whole documents of about {mean:.0f} tokens leave this room; --top_up=text puts texts "
-                    f"there, or try --length={better}"
+                    f"  low fill: whole documents of about {mean:.0f} tokens leave this room; {texts}try "
+                    f"--length={better}"
                 )
         if entry["cut"]["documents"]:
             lines.append(f"{split}: {entry['cut']['documents']} documents cut into {entry['cut']['pieces']} pieces")

@@ -26,9 +26,10 @@ def list_files(path: str | os.PathLike, *suffixes: str) -> list[tuple[str, Path]
     testing are among those for training.
     """
     path = Path(path)
-    if path.is_file():
-        return _readable([(_name(path.name, suffixes), path)])
     packed = tuple(suffix + end for suffix in suffixes for end in _COMPRESSED)
+    if path.is_file():
+        _refuse_compressed({path.name: path}, packed)
+        return _readable([(_name(path.name, suffixes), path)])
     root, found = _found(path, (*suffixes, *packed))
     files = {file.relative_to(root).as_posix(): file for file in found if file.is_file()}
     _refuse_compressed(files, packed)

@@ -86,6 +86,14 @@ def test_low_fill_comes_with_advice_that_helps(tmp_path):
     assert info.splits["train"]["fill"]["image"] > 0.95 and "low fill" not in pack_shards.summary(info)
 
 
+def test_advice_is_none_that_was_taken_or_cannot_help(tmp_path):
+    for kind, top_up, helps in ((0, "", False), (1, "", True), (1, "text", False)):
+        folder = tmp_path / f"{kind}{top_up}"
+        write_documents(folder / "in", {"train": make_documents(30, kinds=[kind], low=150, high=160)})
+        text = pack_shards.summary(pack(folder / "in", folder / "out", PackOptions(200, top_up=top_up)))
+        assert "low fill" in text and "try --length=" in text and ("--top_up=text" in text) == helps
+
+
 def test_topping_up_loses_nothing_and_fills_rows(tmp_path, monkeypatch):
     docs = make_documents(400, kinds=[1], low=88, high=104) + make_documents(600, 1, kinds=[0], low=11, high=60)
     docs += make_documents(100, 2, kinds=[3], low=40, high=200)

@@ -107,6 +107,15 @@ def test_ink_and_palettes_with_holes(tmp_path):
     assert to_uint8(read_image(tmp_path / "p.png", 16)).min() == 255
 
 
+def test_postscript_is_not_run(monkeypatch):
+    import PIL.EpsImagePlugin
+
+    monkeypatch.setattr(PIL.EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageError, match="is PostScript"):
+        read_image(data, 16)
+
+
 def test_bad_files_are_named(tmp_path):
     whole = _png(np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8))
     cut, text, empty = tmp_path / "cut.png", tmp_path / "text.png", tmp_path / "empty.png"

@@ -93,6 +93,8 @@ def _open(source: str | os.PathLike | bytes, name: str, size: int) -> Image.Imag
         raise ImageError(f"{name}: is not a picture in a known format (PNG, JPEG, WebP, ...)") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"{name}: cannot be opened ({error})") from error
+    if picture.format == "EPS":  # PIL would have Ghostscript run it
+        raise ImageError(f"{name}: is PostScript, a program and no picture; convert it to PNG")
     _check_size(name, picture.width, picture.height, size)
     try:
         picture.load()

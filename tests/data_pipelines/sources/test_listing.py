@@ -96,6 +96,8 @@ def test_compressed_files_are_not_left_out_without_a_word(tmp_path, end):
     shutil.copy(tmp_path / "a.jsonl", tmp_path / f"b.jsonl{end}")
     with pytest.raises(DocumentError, match=f"1 files are compressed .*b.jsonl{end}; decompress them"):
         list_files(tmp_path, ".jsonl")
+    with pytest.raises(DocumentError, match="compressed"):
+        open_source("text_jsonl", tmp_path / f"b.jsonl{end}")
     lines(tmp_path / "b.jsonl", "b")  # decompressed, and the other one kept
     (tmp_path / f"images.tar{end}").write_bytes(b"of another format")
     assert names(tmp_path) == ["a", "b"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import re
+import resource
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from data_pipelines.schema import SchemaError, decode_document
 # One record a chunk, so that random access decompresses nothing else; one thread, so that equal records
 # give byte-identical files.
 WRITER_OPTIONS = "group_size:1,zstd:3,max_parallelism:1"
-OPEN_FILES = 128  # of one pool
+MOST_OPEN = 1024  # files of one pool
 _RANDOM_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _NAME = re.compile(r"(?P<stem>.+)-(?P<index>\d{5,})-of-(?P<count>\d{5,})\.arrayrecord")
 
@@ -151,12 +152,14 @@ class ShardReader:
 class ReaderPool:
     """Readers of shards by path, opened when asked for; beyond `limit` the one that was used longest ago is let go.
 
-    Systems allow a process about a thousand open files, and a corpus may have a hundred thousand shards. Several
-    threads may use it: a reader is closed when the last of them has let it go.
+    Systems often allow a process a thousand open files, and a corpus may have a hundred thousand shards: a quarter of
+    what is allowed is used. Several threads may use it: a reader is closed when the last of them has let it go.
     """
 
-    def __init__(self, limit: int = OPEN_FILES):
-        self._limit, self._lock = limit, threading.Lock()
+    def __init__(self, limit: int | None = None):
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        usual = MOST_OPEN if allowed == resource.RLIM_INFINITY else min(MOST_OPEN, max(8, allowed // 4))
+        self._limit, self._lock = limit or usual, threading.Lock()
         self._readers: collections.OrderedDict[Path, ShardReader] = collections.OrderedDict()
 
     def __getitem__(self, path: Path) -> ShardReader:

@@ -1,5 +1,6 @@
 """Records, shards and dataset.json: round trips, equal bytes for equal input, and errors that name the place."""
 
+import concurrent.futures
 import dataclasses
 import json
 import subprocess
@@ -215,6 +216,25 @@ def test_info_errors_name_file_and_fingerprints(tmp_path):
     path.write_text(path.read_text()[:50])
     with pytest.raises(SchemaError, match="damaged"):
         read_info(tmp_path)
+
+
+def test_a_pool_keeps_few_shards_open_and_serves_threads(tmp_path):
+    paths = [tmp_path / shards.shard_name("train", i, 12) for i in range(12)]
+    for i, path in enumerate(paths):
+        with shards.ShardWriter(path) as writer:
+            for j in range(i):  # the first has no record
+                writer.write(bytes([i, j]) * 100)
+    pool, opened = shards.ReaderPool(3), len(list(Path("/proc/self/fd").iterdir()))
+
+    def read(seed):
+        for i in np.random.default_rng(seed).integers(0, 12, 200).tolist():
+            assert pool[paths[i]].read(range(i)) == [bytes([i, j]) * 100 for j in range(i)]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        list(threads.map(read, range(4)))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= opened + 3
+    pool.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= opened
 
 
 FULL_DISK = """

@@ -26,6 +26,7 @@ import soxr
 from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.tokenizers.speech.audio import AudioError
 from data_pipelines.sound import SoundSegment, read_sound
+from data_pipelines.sources.listing import walk
 from data_pipelines.whole_sound import check_whole
 
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
@@ -162,7 +163,8 @@ def list_noises(folder: str | os.PathLike) -> tuple[list[Noise], str]:
     Only headers are read. Raises DocumentError naming every file that cannot be used.
     """
     root = Path(folder)
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SOUNDS and p.is_file())
+    below = walk(root) if root.is_dir() else ()
+    paths = sorted(place / name for place, _, files in below for name in files if name.lower().endswith(SOUNDS))
     if not paths:
         raise DocumentError(
             f"noise: {folder} has no sounds ({', '.join(SOUNDS)}) in it or below; name another directory"

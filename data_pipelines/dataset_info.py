@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def read_info(
             data["kind"], vocabulary, data["tokenizers"], data["splits"], data["settings"], data.get("length")
         )
         stored = data["vocabulary_fingerprint"]
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
         raise SchemaError(f"{path} is damaged ({type(e).__name__}: {e}); build the data again") from e
     vocabulary.require_same(stored, f"{path} (its layout and its own fingerprint disagree: edited by hand?)")
     if kind is not None and info.kind != kind:
@@ -169,8 +169,8 @@ def read_info(
     return info
 
 
-def merge_infos(infos: Iterable[DatasetInfo]) -> DatasetInfo:
-    """One description of parts made by several workers or for several splits; counts of equal splits add up.
+def merge_infos(infos: Iterable[DatasetInfo], names: Sequence[str] = ()) -> DatasetInfo:
+    """One description of several parts; counts of equal splits add up. `names` of the parts stand in errors.
 
     Raises SchemaError or VocabularyError when kind, length, settings, tokenizers or vocabulary differ.
     """
@@ -179,14 +179,13 @@ def merge_infos(infos: Iterable[DatasetInfo]) -> DatasetInfo:
         raise SchemaError("nothing to merge")
     first = infos[0]
     splits: dict[str, dict[str, Any]] = {}
-    for info in infos:
-        first.vocabulary.require_same(info.vocabulary.fingerprint, "one of the parts to merge")
+    for info, part in zip(infos, names or [f"part {number}" for number in range(1, len(infos) + 1)], strict=True):
+        first.vocabulary.require_same(info.vocabulary.fingerprint, part)
         for name in ("kind", "length", "tokenizers", "settings"):
             if getattr(info, name) != getattr(first, name):
                 raise SchemaError(
-                    f"parts disagree on {name}: {getattr(first, name)!r} and {getattr(info, name)!r}; make "
-                    "all parts "
-                    "with the same options, or write to another directory"
+                    f"{part} has other {name} than the first: {getattr(info, name)!r}, not {getattr(first, name)!r}; "
+                    "make all with the same options, or use each alone"
                 )
         for split, counts in info.splits.items():
             if split in splits:

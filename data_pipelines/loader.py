@@ -44,7 +44,7 @@ class PackedSource:
         self.paths, self.ends, self.sizes = {}, {}, {}
         for group, rows in info.splits[split]["rows"].items():
             paths = shards.shard_paths(self.directory / split, group)
-            counts = [len(shards.ShardReader(path)) for path in paths]
+            counts = [shards.count_records(path) for path in paths]
             if sum(counts) != rows:
                 raise SchemaError(
                     f"{self.directory / split}: {group} shards hold {sum(counts)} rows, dataset.json says "
@@ -54,11 +54,11 @@ class PackedSource:
             self.paths[group], self.ends[group], self.sizes[group] = paths, np.cumsum(counts), rows
 
     @functools.cached_property
-    def _readers(self) -> dict[str, list[shards.ShardReader]]:
-        return {group: [shards.ShardReader(path) for path in paths] for group, paths in self.paths.items()}
+    def _pool(self) -> shards.ReaderPool:
+        return shards.ReaderPool()
 
     def __getstate__(self):
-        return {k: v for k, v in self.__dict__.items() if k != "_readers"}
+        return {k: v for k, v in self.__dict__.items() if k != "_pool"}
 
     def read(self, groups: np.ndarray, rows: np.ndarray) -> PackedExample:
         """Group indices and row indices [n] -> the rows, arrays [n, L], ids checked against the vocabulary."""
@@ -70,7 +70,7 @@ class PackedSource:
             files = np.searchsorted(ends, rows[slots], side="right")
             local = rows[slots] - np.where(files > 0, ends[files - 1], 0)
             for file in np.unique(files).tolist():
-                reader, here = self._readers[GROUPS[group]][file], files == file
+                reader, here = self._pool[self.paths[GROUPS[group]][file]], files == file
                 found = reader.read(local[here].tolist())
                 for slot, at, data in zip(slots[here].tolist(), local[here].tolist(), found, strict=True):
                     records[slot], places[slot] = data, (reader, at)
@@ -79,9 +79,8 @@ class PackedSource:
         )
 
     def close(self) -> None:
-        for readers in self.__dict__.pop("_readers", {}).values():
-            for reader in readers:
-                reader.close()
+        if "_pool" in self.__dict__:
+            self.__dict__.pop("_pool").close()
 
 
 def assemble_batch(rows: PackedExample, table: np.ndarray, pad: int) -> dict[str, np.ndarray]:

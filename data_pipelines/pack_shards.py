@@ -2,10 +2,10 @@
 
     python -m data_pipelines.pack_shards --input=SHARDS --output=PACKED --length=512
 
-The documents of a split are visited in a pseudo-random order (a function of the seed, not a list) in units of
-about `unit_tokens` tokens; each unit is packed by itself, so memory does not grow with the corpus. A unit writes
-one shard a group, atomically, then its counts; a stopped job continues with the first unit that lacks them and
-ends with the same bytes.
+Several --input are packed as one: their splits of one name become one. The documents of a split are visited in a
+pseudo-random order (a function of the seed, not a list) in units of about `unit_tokens` tokens; each unit is packed
+by itself, so memory does not grow with the corpus. A unit writes one shard a group, atomically, then its counts; a
+stopped job continues with the first unit that lacks them and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,13 @@ from tqdm import tqdm
 
 from ar_omni_jax.documents import GROUPS, TokenDocument
 from ar_omni_jax.files import replace_file
-from ar_omni_jax.vocabulary import JointVocabulary
 from data_pipelines import packing, schema, shards
 from data_pipelines.dataset_info import FILE_NAME, Counts, DatasetInfo, read_info, write_info
 from data_pipelines.permutation import Permutation
 from data_pipelines.schema import SchemaError
+from data_pipelines.split_reader import Inputs, SplitReader, open_inputs, refuse_overlong
 
 OVERLONG = ("error", "drop_counted", "split")
-READ_BATCH = 512
 LOW_FILL = 0.95  # below it, the summary gives advice
 
 _Document = tuple[np.ndarray, np.ndarray]  # ids, token classes
@@ -59,73 +58,6 @@ class PackOptions:
             raise ValueError(f"overlong {self.overlong!r} is not one of {', '.join(OVERLONG)}")
         if self.top_up and self.top_up not in GROUPS:
             raise ValueError(f"top_up {self.top_up!r} is not one of {', '.join(GROUPS)}")
-
-
-class SplitReader:
-    """Random access to the documents of all shards of one split. `len` documents, `longest` tokens."""
-
-    def __init__(self, directory: Path, split: str, info: DatasetInfo):
-        self.paths = shards.shard_paths(directory, split)
-        if split not in info.splits or not self.paths:
-            raise SchemaError(
-                f"{directory}: no {split} shards; it has {sorted(info.splits)}; run build_shards --split={split}"
-            )
-        self._readers = [shards.ShardReader(path) for path in self.paths]
-        self._ends = np.cumsum([len(reader) for reader in self._readers])
-        self.counts = Counts.from_dict(info.splits[split])
-        if len(self) != self.counts.documents:
-            raise SchemaError(
-                f"{directory}: {split} shards hold {len(self)} documents, {FILE_NAME} says "
-                f"{self.counts.documents}; "
-                "did build_shards finish? run it again"
-            )
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def records(self, indices: Sequence[int]) -> Iterator[tuple[bytes, str]]:
-        """(record, its place) at each global index, in the given order."""
-        indices = np.asarray(indices, np.int64)
-        files = np.searchsorted(self._ends, indices, side="right")
-        local = indices - np.where(files > 0, self._ends[files - 1], 0)
-        found: dict[int, tuple[bytes, str]] = {}
-        for file in np.unique(files).tolist():
-            reader, slots = self._readers[file], np.flatnonzero(files == file)
-            for slot, data in zip(slots.tolist(), reader.read(local[slots].tolist()), strict=True):
-                found[slot] = data, reader.where(int(local[slot]))
-        return (found[slot] for slot in range(len(indices)))
-
-    def documents(self, indices: Sequence[int], vocabulary: JointVocabulary) -> Iterator[TokenDocument]:
-        """Checked documents at the global indices, in order, READ_BATCH in memory at a time."""
-        for start in range(0, len(indices), READ_BATCH):
-            for data, where in self.records(indices[start : start + READ_BATCH]):
-                yield schema.decode_document(data, vocabulary, where)
-
-    def close(self) -> None:
-        for reader in self._readers:
-            reader.close()
-
-
-def refuse_overlong(reader: SplitReader, length: int) -> None:
-    """SchemaError that counts the documents longer than `length` and names the first few."""
-    if 0 < reader.counts.longest <= length:
-        return
-    count, longest, names = 0, 0, []
-    for start in range(0, len(reader), READ_BATCH):
-        for data, where in reader.records(range(start, min(start + READ_BATCH, len(reader)))):
-            tokens = schema.record_length(data, where)
-            longest = max(longest, tokens)
-            if tokens > length:
-                count += 1
-                if len(names) < 8:
-                    names.append(f"{schema.decode_document(data, where=where).id} ({tokens} tokens)")
-    if count:
-        raise SchemaError(
-            f"{count} of {len(reader)} documents are longer than a row of {length}: {', '.join(names)}"
-            f"{', ...' if count > len(names) else ''}; use --length={longest}, --overlong=split to cut "
-            "them, or "
-            "--overlong=drop_counted to leave them out (listed in dataset.json)"
-        )
 
 
 @dataclasses.dataclass
@@ -162,16 +94,21 @@ def _added(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
 class SplitPacker:
     """Packs one split of one data set; `run` does all units that are not yet done and returns the split's entry."""
 
-    def __init__(self, source: Path, output: Path, split: str, info: DatasetInfo, options: PackOptions):
-        self.reader = SplitReader(source, split, info)
+    def __init__(self, inputs: Inputs, output: Path, split: str, options: PackOptions):
+        self.reader = SplitReader(inputs, split)
         self.directory, self.state = output / split, output / f".pack-{split}"
-        self.split, self.vocabulary, self.options = split, info.vocabulary, options
+        self.split, self.vocabulary, self.options = split, inputs[0][1].vocabulary, options
         counts = self.reader.counts
         self.groups = [g for g in GROUPS if counts.by_group.get(g, {}).get("documents", 0)]
         self.units = max(1, -(-counts.tokens // options.unit_tokens))
         self.order = Permutation(len(self.reader), options.seed)
         digest = hashlib.sha256(json.dumps(counts.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
-        self.origin = {"documents": counts.documents, "tokens": counts.tokens, "digest": digest}
+        self.origin = {
+            "documents": counts.documents,
+            "tokens": counts.tokens,
+            "digest": digest,
+            "shards": self.reader.digest,
+        }
         self.plan = dataclasses.asdict(options) | {"origin": self.origin, "units": self.units}
 
     def run(self, show_progress: bool = False) -> dict[str, Any]:
@@ -289,7 +226,7 @@ def _write_json(path: Path, data: Any) -> None:
 
 
 def pack(
-    source: str | os.PathLike,
+    source: str | os.PathLike | Sequence[str | os.PathLike],
     output: str | os.PathLike,
     options: PackOptions,
     splits: Sequence[str] = (),
@@ -298,11 +235,12 @@ def pack(
 ) -> DatasetInfo:
     """Packs `splits` (default: all of the input) and describes them in output/dataset.json, which is returned.
 
-    A split that is there already, made from the same documents with the same options, is left alone; anything
-    else in its place is a SchemaError unless `overwrite`.
+    source: folder that build_shards wrote, or several whose splits of one name become one. A split that is there
+    already, whole and made from the same documents with the same options, is left alone; anything else in its place
+    is a SchemaError unless `overwrite`.
     """
-    source, output = Path(source), Path(output)
-    documents = read_info(source, "documents")
+    output = Path(output)
+    inputs, documents = open_inputs(source)
     settings = dataclasses.asdict(options)
     packed = DatasetInfo(
         "packed", documents.vocabulary, documents.tokenizers, {}, settings | documents.settings, options.length
@@ -310,20 +248,36 @@ def pack(
     splits = splits or sorted(documents.splits)
     if (output / FILE_NAME).exists():
         packed = _existing(output, packed, splits if overwrite else ())
+        if overwrite:  # from here on nothing that is being replaced may look finished
+            write_info(output, packed) if packed.splits else (output / FILE_NAME).unlink()
     for split in splits:
-        packer = SplitPacker(source, output, split, documents, options)
+        packer = SplitPacker(inputs, output, split, options)
         if overwrite:
             shutil.rmtree(packer.state, ignore_errors=True)
             shutil.rmtree(packer.directory, ignore_errors=True)
-        if packed.splits.get(split, {}).get("origin") != packer.origin:
-            if split in packed.splits:
-                raise SchemaError(
-                    f"{output}: {split} was packed from other documents; run with --overwrite or give another --output"
-                )
+        if not _is_packed(packer, packed.splits.get(split)):
             packed.splits[split] = packer.run(show_progress)
             write_info(output, packed)
         shutil.rmtree(packer.state, ignore_errors=True)
     return packed
+
+
+def _is_packed(packer: SplitPacker, entry: dict[str, Any] | None) -> bool:
+    """Whether the split is there, whole; SchemaError when it was packed from other documents."""
+    if entry is None:
+        return False
+    if any(entry["origin"].get(key, value) != value for key, value in packer.origin.items()):
+        raise SchemaError(
+            f"{packer.directory} was packed from other documents; run with --overwrite or give another --output"
+        )
+    try:
+        counts = {
+            group: sum(shards.count_records(path) for path in shards.shard_paths(packer.directory, group))
+            for group in entry["rows"]
+        }
+    except SchemaError:  # a shard is gone or damaged
+        return False
+    return counts == entry["rows"]
 
 
 def _existing(output: Path, wanted: DatasetInfo, replaced: Sequence[str]) -> DatasetInfo:
@@ -357,9 +311,10 @@ def summary(info: DatasetInfo) -> str:
             if entry["fill"].get(group, 1) < LOW_FILL and rows > 1:
                 mean = kept["tokens"] / kept["documents"]
                 better = -(-int(mean * (info.length // mean + 1) * 1.03) // 64) * 64
+                texts = "" if group == "text" or info.settings.get("top_up") else "--top_up=text puts texts there, or "
                 lines.append(
-                    f"  low fill: whole documents of about {mean:.0f} tokens leave this room; --top_up=text puts texts "
-                    f"there, or try --length={better}"
+                    f"  low fill: whole documents of about {mean:.0f} tokens leave this room; {texts}try "
+                    f"--length={better}"
                 )
         if entry["cut"]["documents"]:
             lines.append(f"{split}: {entry['cut']['documents']} documents cut into {entry['cut']['pieces']} pieces")
@@ -370,7 +325,9 @@ def summary(info: DatasetInfo) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", required=True, help="directory that build_shards wrote")
+    parser.add_argument(
+        "--input", required=True, action="append", help="directory that build_shards wrote, may repeat: all as one"
+    )
     parser.add_argument("--output", required=True, help="directory for the packed shards")
     parser.add_argument("--length", type=int, required=True, help="tokens a row")
     parser.add_argument("--split", action="append", default=[], help="split to pack, may repeat; default: all")

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ar_omni_jax.documents import Span, TokenDocument
+from ar_omni_jax.documents import Role, Span, TokenDocument
+from ar_omni_jax.responses import BRACKETS
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.schema import MAX_SEGMENTS, PackedExample, positions_of
 
@@ -150,8 +152,9 @@ def fill_row(tokens: Sequence[np.ndarray], classes: Sequence[np.ndarray], length
 def split_document(doc: TokenDocument, length: int) -> list[TokenDocument]:
     """`doc` cut into pieces of at most `length` tokens, named id#0, id#1, ...; [doc] when it fits.
 
-    A cut falls on a span's border where one lies in the second half of the piece, so that an image or an
-    utterance stays whole if it can; never inside an image that would fit a row by itself; else at `length`.
+    A cut falls where an answer has ended and the next question begins, if that is in the second half of the piece,
+    else on a border of other spans there, else at `length`. An image or utterance that fits a row with its markers is
+    never cut, nor parted from them.
     """
     if len(doc.tokens) <= length:
         return [doc]
@@ -173,14 +176,34 @@ def split_document(doc: TokenDocument, length: int) -> list[TokenDocument]:
 
 def _cut(spans: Sequence[Span], start: int, end: int) -> int:
     """Where a piece from `start` that may reach `end` is to stop."""
-    borders = [s.start for s in spans if start < s.start <= end]
-    if borders and borders[-1] - start >= (end - start) / 2:
-        return borders[-1]
-    inside = next(s for s in spans if s.start <= end < s.end or s.end == end)
-    whole = (
-        inside.modality == Modality.IMAGE and start < inside.start < end and inside.end - inside.start <= end - start
-    )
-    return inside.start if whole else end
+    borders = [(best, place) for place, best in _borders(spans) if start < place <= end and 2 * place >= start + end]
+    if borders:
+        return max(borders)[1]
+    for first, last in _media(spans):
+        if start < first < end < last and last - first <= end - start:
+            return first
+    return end
+
+
+def _borders(spans: Sequence[Span]) -> Iterator[tuple[int, bool]]:
+    """(place, whether an answer ends there) of the borders between spans, in order. Between the codes of a medium and
+    the marker beside them is none: it lies beyond the marker."""
+    for before, after in itertools.pairwise(spans):
+        place = after.start
+        if after.modality in BRACKETS and before.modality == Modality.MARKER:
+            place -= 1
+        elif before.modality in BRACKETS and after.modality == Modality.MARKER:
+            place += 1
+        yield place, before.role == Role.RESPONSE and after.role == Role.PROMPT
+
+
+def _media(spans: Sequence[Span]) -> Iterator[tuple[int, int]]:
+    """(first token, one behind the last) of each image and utterance with the markers beside it, then without."""
+    for before, span, after in zip([None, *spans], spans, [*spans[1:], None], strict=False):
+        if span.modality in BRACKETS:
+            opened, closed = (side is not None and side.modality == Modality.MARKER for side in (before, after))
+            yield span.start - opened, span.end + closed
+            yield span.start, span.end
 
 
 def unpack_row(example: PackedExample) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import re
+import resource
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from data_pipelines.schema import SchemaError, decode_document
 # One record a chunk, so that random access decompresses nothing else; one thread, so that equal records
 # give byte-identical files.
 WRITER_OPTIONS = "group_size:1,zstd:3,max_parallelism:1"
+MOST_OPEN = 1024  # files of one pool
 _RANDOM_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _NAME = re.compile(r"(?P<stem>.+)-(?P<index>\d{5,})-of-(?P<count>\d{5,})\.arrayrecord")
 
@@ -52,7 +56,7 @@ class ShardWriter:
     """Writes one shard under a temporary name and renames it when closed without error.
 
     Use as a context manager; `write(record)` appends bytes. Nothing is left behind when the block raises. A
-    killed process leaves only a hidden ".tmp" file, which `remove_stale` deletes.
+    killed process leaves only a hidden ".tmp" file, which `remove_stale` deletes. OSError when the disk is full.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -63,20 +67,30 @@ class ShardWriter:
         self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), WRITER_OPTIONS)
 
     def write(self, record: bytes) -> None:
-        self._writer.write(record)
+        try:
+            self._writer.write(record)
+        except RuntimeError as e:
+            raise self._unwritable(e) from e
         self.records += 1
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind, value, trace) -> None:
-        self._writer.close()
-        if kind is not None:
+        try:
+            self._writer.close()
+            if kind is None:
+                with open(self._temporary, "rb") as f:
+                    os.fsync(f.fileno())
+                os.replace(self._temporary, self.path)
+        except RuntimeError as e:
+            if kind is None:
+                raise self._unwritable(e) from e
+        finally:
             self._temporary.unlink(missing_ok=True)
-            return
-        with open(self._temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(self._temporary, self.path)
+
+    def _unwritable(self, error: Exception) -> OSError:
+        return OSError(f"{self.path}: cannot be written ({error}); is the disk full? make room and run it again")
 
 
 def remove_stale(directory: str | os.PathLike, stem: str) -> None:
@@ -133,6 +147,40 @@ class ShardReader:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+class ReaderPool:
+    """Readers of shards by path, opened when asked for; beyond `limit` the one that was used longest ago is let go.
+
+    Systems often allow a process a thousand open files, and a corpus may have a hundred thousand shards: a quarter of
+    what is allowed is used. Several threads may use it: a reader is closed when the last of them has let it go.
+    """
+
+    def __init__(self, limit: int | None = None):
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        usual = MOST_OPEN if allowed == resource.RLIM_INFINITY else min(MOST_OPEN, max(8, allowed // 4))
+        self._limit, self._lock = limit or usual, threading.Lock()
+        self._readers: collections.OrderedDict[Path, ShardReader] = collections.OrderedDict()
+
+    def __getitem__(self, path: Path) -> ShardReader:
+        with self._lock:
+            reader = self._readers.pop(path, None)
+            self._readers[path] = reader = ShardReader(path) if reader is None else reader
+            if len(self._readers) > self._limit:
+                self._readers.popitem(last=False)
+            return reader
+
+    def close(self) -> None:
+        """Closes all; nobody may be reading."""
+        with self._lock:
+            while self._readers:
+                self._readers.popitem()[1].close()
+
+
+def count_records(path: str | os.PathLike) -> int:
+    """Records of one shard."""
+    with ShardReader(path) as reader:
+        return len(reader)
 
 
 def read_records(path: str | os.PathLike, batch: int = 256) -> Iterator[tuple[int, bytes]]:

@@ -12,16 +12,15 @@ in place of media cannot be read: both are errors.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ar_omni_jax.documents import Document, DocumentError, Part, Turn, default_group
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.sources.dialogues import task_of_turns
 from data_pipelines.sources.json_records import JsonDocuments
-from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 
 NAME = "any_instruct"
 KEYS = ("conversation", "conversations", "chat")
@@ -35,11 +34,7 @@ class AnyInstructSource(JsonDocuments):
 
     name = NAME
 
-    def __init__(self, path: str | os.PathLike, options: SourceOptions = NO_OPTIONS):
-        super().__init__(path, options)
-        self._folder = self.path if self.path.is_dir() else self.path.parent
-
-    def _document(self, record: Mapping[str, Any], name: str, where: str) -> Document:
+    def _document(self, record: Mapping[str, Any], name: str, where: str, folder: Path) -> Document:
         keys = [key for key in KEYS if record.get(key)]
         if len(keys) != 1:
             raise DocumentError(f"{where}: exactly one of {', '.join(KEYS)} must hold the dialogue, found {keys}")
@@ -50,42 +45,44 @@ class AnyInstructSource(JsonDocuments):
             raise DocumentError(f"{where}: {keys[0]} must be a list of messages")
         turns, spoken = [], []
         for number, message in enumerate(messages):
-            turn, transcript = self._turn(message, f"{where}: message {number + 1}")
+            turn, transcript = _turn(message, f"{where}: message {number + 1}", folder)
             turns.append(turn)
             spoken += transcript
         meta = {"transcripts": spoken} if spoken else {}
         return Document(name, task_of_turns(turns, where), default_group(turns), tuple(turns), NAME, meta)
 
-    def _turn(self, message: Any, where: str) -> tuple[Turn, list[str]]:
-        """A message -> its turn, and what was said in it where the user speaks."""
-        if not isinstance(message, Mapping) or "role" not in message:
-            raise DocumentError(f"{where}: must be an object with role and message, got {str(message)[:80]!r}")
-        role = ROLES.get(str(message["role"]).strip("[]").lower())
-        if role is None:
-            raise DocumentError(f"{where}: unknown role {message['role']!r}; known roles: {', '.join(ROLES)}")
-        text = message.get("message") or ""
-        if not isinstance(text, str) or _CODES.search(text):
-            raise DocumentError(
-                f"{where}: text that is no string, or holds codes of AnyGPT's tokenizers; use the form with media files"
-            )
-        if message.get("music"):
-            raise DocumentError(f"{where}: has music, which there are no tokens for; leave the dialogue out")
-        media = {m: self._media(message, m, where) for m in (Modality.IMAGE, Modality.SPEECH)}
-        words = [Part(Modality.TEXT, text)] if text.strip() else []
-        if role == "assistant":
-            parts = words + media[Modality.IMAGE] + media[Modality.SPEECH]
-        else:
-            parts = media[Modality.IMAGE] + (media[Modality.SPEECH] or words)
-        if not parts:
-            raise DocumentError(f"{where}: is empty: no words and no media; supply them or drop the dialogue")
-        heard = role == "user" and bool(media[Modality.SPEECH]) and bool(words)
-        return Turn(role, tuple(parts)), [text] if heard else []
 
-    def _media(self, message: Mapping[str, Any], modality: Modality, where: str) -> list[Part]:
-        parts = []
-        for key in (key for key, kind in _MEDIA.items() if kind == modality and message.get(key)):
-            paths = message[key] if isinstance(message[key], list) else [message[key]]
-            if not all(isinstance(path, str) and path for path in paths):
-                raise DocumentError(f"{where}: {key} must be a path or a list of paths, got {message[key]!r}")
-            parts += [Part(modality, str(self._folder / path)) for path in paths]
-        return parts
+def _turn(message: Any, where: str, folder: Path) -> tuple[Turn, list[str]]:
+    """A message -> its turn, and what was said in it where the user speaks."""
+    if not isinstance(message, Mapping) or "role" not in message:
+        raise DocumentError(f"{where}: must be an object with role and message, got {str(message)[:80]!r}")
+    role = ROLES.get(str(message["role"]).strip("[]").lower())
+    if role is None:
+        raise DocumentError(f"{where}: unknown role {message['role']!r}; known roles: {', '.join(ROLES)}")
+    text = message.get("message") or ""
+    if not isinstance(text, str) or _CODES.search(text):
+        raise DocumentError(
+            f"{where}: text that is no string, or holds codes of AnyGPT's tokenizers; use the form with media files"
+        )
+    if message.get("music"):
+        raise DocumentError(f"{where}: has music, which there are no tokens for; leave the dialogue out")
+    media = {m: _media(message, m, where, folder) for m in (Modality.IMAGE, Modality.SPEECH)}
+    words = [Part(Modality.TEXT, text)] if text.strip() else []
+    if role == "assistant":
+        parts = words + media[Modality.IMAGE] + media[Modality.SPEECH]
+    else:
+        parts = media[Modality.IMAGE] + (media[Modality.SPEECH] or words)
+    if not parts:
+        raise DocumentError(f"{where}: is empty: no words and no media; supply them or drop the dialogue")
+    heard = role == "user" and bool(media[Modality.SPEECH]) and bool(words)
+    return Turn(role, tuple(parts)), [text] if heard else []
+
+
+def _media(message: Mapping[str, Any], modality: Modality, where: str, folder: Path) -> list[Part]:
+    parts = []
+    for key in (key for key, kind in _MEDIA.items() if kind == modality and message.get(key)):
+        paths = message[key] if isinstance(message[key], list) else [message[key]]
+        if not all(isinstance(path, str) and path for path in paths):
+            raise DocumentError(f"{where}: {key} must be a path or a list of paths, got {message[key]!r}")
+        parts += [Part(modality, str(folder / path)) for path in paths]
+    return parts

@@ -48,8 +48,14 @@ class Source(Protocol):
         ...
 
 
+BOM = b"\xef\xbb\xbf"  # some editors begin a file of UTF-8 with it
+
+
 class LineIndex:
-    """Random access to the non-blank lines of a file: byte offsets of every STRIDE-th one, their number, a digest."""
+    """Random access to the non-blank lines of a file: byte offsets of every STRIDE-th one, their number, a digest.
+
+    A byte order mark is no part of the first line.
+    """
 
     STRIDE = 512
 
@@ -85,7 +91,7 @@ class LineIndex:
                         return
                     if line.strip():
                         if index >= start:
-                            yield index, at, line
+                            yield index, at, line.removeprefix(BOM) if at == 1 else line
                         index += 1
         except OSError as e:
             raise vanished(self.path, e) from e
@@ -99,9 +105,12 @@ def vanished(path: str | os.PathLike, error: OSError) -> DocumentError:
 def duplicates(source: Source) -> dict[int, int]:
     """{index: index of the first record with the same id} for all but the first record of each id.
 
-    Two passes over the ids; memory is 8 bytes a record and the ids that repeat.
+    Two passes over the ids; memory is 8 bytes a record and the ids that repeat. Raises DocumentError when there are
+    more or fewer ids than records.
     """
-    hashes = np.fromiter((_hash(i) for i in source.ids()), np.uint64, len(source))
+    hashes = np.fromiter((_hash(i) for i in source.ids()), np.uint64)
+    if len(hashes) != len(source):
+        raise DocumentError(f"{len(hashes)} of {len(source)} records were found again; the input changed, start again")
     values, counts = np.unique(hashes, return_counts=True)
     suspects = set(values[counts > 1].tolist())
     if not suspects:

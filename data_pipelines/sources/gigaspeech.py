@@ -79,6 +79,8 @@ class GigaSpeechSource:
                 yield utterance(index, where, sid, text, sound, self.options, self.name)
             except DocumentError as e:
                 yield Record(index, where, sid, error=str(e))
+            except OverflowError as e:
+                yield Record(index, where, sid, error=f"{where}: a time beyond all measure ({e})")
 
     def _entries(self, audio: Any, seen: set[str] | None = None) -> list[tuple[int, Any]]:
         """What of one recording are records: (its place from 1, chosen segment), or why there are none: (0, str)."""

@@ -74,8 +74,8 @@ class HFParquetSource:
         value = row.values[columns.media]
         if isinstance(value, dict):
             value, path = value.get("bytes"), value.get("path")
-            value = str(row.file.path.parent / path) if value is None and path else value
-        if value is None:
+            value = str(row.file.path.parent / path) if not value and path else value
+        if not value:
             raise DocumentError(f"{row.where}: no medium in column {columns.media!r}: neither bytes nor a path")
         part = Part(self._kind, value)
         text = row.values[columns.text]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ar_omni_jax.documents import Document, DocumentError, TokenDocument
-from data_pipelines.sources.base import LineIndex, Record
+from data_pipelines.sources.base import BOM, LineIndex, Record
 from data_pipelines.sources.json_stream import ArrayIndex
 from data_pipelines.sources.listing import Spans, list_files
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 
 _CHUNK = 1 << 20
-_BOM = b"\xef\xbb\xbf"
 
 
 class JsonRecords:
@@ -28,7 +26,7 @@ class JsonRecords:
     """
 
     def __init__(self, path: str | os.PathLike, suffixes: Sequence[str] = (".jsonl", ".json")):
-        self._files = [(name, _index(file)) for name, file in _list(path, suffixes)]
+        self._files = [(name, _index(file)) for name, file in list_files(path, *suffixes)]
         self._spans = Spans(index.count for _, index in self._files)
         text = "\n".join(f"{name}\0{index.digest}" for name, index in self._files)
         self.digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -36,14 +34,14 @@ class JsonRecords:
     def __len__(self) -> int:
         return len(self._spans)
 
-    def read(self, start: int, stop: int) -> Iterator[tuple[int, str, str, bytes]]:
-        """(index, file and place for people, FILE/PLACE, JSON) of the records [start, stop)."""
+    def read(self, start: int, stop: int) -> Iterator[tuple[int, str, str, bytes, Path]]:
+        """(index, file and place for people, FILE/PLACE, JSON, file) of the records [start, stop)."""
         for part, first, last in self._spans.ranges(start, stop):
             name, index = self._files[part]
             array_ = isinstance(index, ArrayIndex)
             for at, place, data in (index.items if array_ else index.lines)(first, last):
                 where = f"{index.path}: {'record' if array_ else 'line'} {place}"
-                yield self._spans.start(part) + at, where, f"{name}/{place}", data
+                yield self._spans.start(part) + at, where, f"{name}/{place}", data, index.path
 
 
 class JsonDocuments:
@@ -67,19 +65,19 @@ class JsonDocuments:
         return len(self._records)
 
     def ids(self) -> Iterator[str | None]:
-        for _, where, place, data in self._records.read(0, len(self)):
+        for _, where, place, data, _ in self._records.read(0, len(self)):
             try:
                 yield self._id(parse_object(data, where), place, where)
             except DocumentError:
                 yield None
 
     def read(self, start: int, stop: int) -> Iterator[Record]:
-        for index, where, place, data in self._records.read(start, stop):
+        for index, where, place, data, file in self._records.read(start, stop):
             name = ""
             try:
                 record = parse_object(data, where)
                 name = self._id(record, place, where)
-                yield Record(index, where, name, self._document(record, name, where))
+                yield Record(index, where, name, self._document(record, name, where, file.parent))
             except DocumentError as e:
                 yield Record(index, where, name, error=str(e))
 
@@ -87,22 +85,9 @@ class JsonDocuments:
         """The document's id; `place` is FILE/PLACE. DocumentError naming `where`."""
         return own_id(place, record.get("id"))
 
-    def _document(self, record: dict[str, Any], name: str, where: str) -> Document | TokenDocument:
-        """The document of a record; DocumentError naming `where`."""
+    def _document(self, record: dict[str, Any], name: str, where: str, folder: Path) -> Document | TokenDocument:
+        """The document of a record; DocumentError naming `where`. Paths are relative to `folder`, its file's."""
         raise NotImplementedError
-
-
-def _list(path: str | os.PathLike, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
-    """(name, file) as `list_files` has them, for several suffixes, which then are part of the names."""
-    if len(suffixes) == 1 or not Path(path).is_dir():
-        return list_files(path, suffixes[0] if len(suffixes) == 1 else "")
-    found = []
-    for suffix in suffixes:
-        with contextlib.suppress(DocumentError):  # there are others
-            found += [(name + suffix, file) for name, file in list_files(path, suffix)]
-    if not found:
-        raise DocumentError(f"{path}: this folder has no *{' or *'.join(suffixes)} file; is it the right one?")
-    return sorted(found)
 
 
 def _index(path: Path) -> ArrayIndex | LineIndex:
@@ -111,7 +96,7 @@ def _index(path: Path) -> ArrayIndex | LineIndex:
             pass
     if not head:
         raise DocumentError(f"{path}: is empty; was it written to its end?")
-    return ArrayIndex(path) if head.removeprefix(_BOM).lstrip()[:1] == b"[" else LineIndex(path)
+    return ArrayIndex(path) if head.removeprefix(BOM).lstrip()[:1] == b"[" else LineIndex(path)
 
 
 def own_id(name: str, own: Any) -> str:

@@ -154,6 +154,8 @@ class _Text:
                 raise self.error(f"malformed JSON ({e.msg})", e.pos) from e
             except RecursionError as e:
                 raise self.error("JSON nested beyond all measure") from e
+            except ValueError as e:  # a number of thousands of digits
+                raise self.error(f"malformed JSON ({e})") from e
             if end == len(self._window) and self._more():
                 continue  # a number might go on there
             start, self._at = self._at, end

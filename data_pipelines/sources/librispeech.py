@@ -10,11 +10,11 @@ test part beside others is refused, so that nobody trains on what is tested.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from ar_omni_jax.documents import DocumentError
+from data_pipelines.sources.listing import walk
 from data_pipelines.sources.transcripts import TranscriptSource, existing_sound
 
 MLS_LISTING = "transcripts.txt"
@@ -30,12 +30,11 @@ class LibriSpeechSource(TranscriptSource):
         if self.path.is_file():
             return [self.path]
         found: list[Path] = []
-        for folder, subfolders, files in os.walk(self.path):
+        for folder, subfolders, files in walk(self.path) if self.path.is_dir() else ():
             if MLS_LISTING in files:
-                found.append(Path(folder, MLS_LISTING))
+                found.append(folder / MLS_LISTING)
                 subfolders.clear()  # nothing but sounds: millions of them
-            subfolders.sort()
-            found += [Path(folder, name) for name in sorted(files) if name.endswith(".trans.txt")]
+            found += [folder / name for name in files if name.endswith(".trans.txt")]
         if not found:
             raise DocumentError(
                 f"{self.path}: neither *.trans.txt (LibriSpeech) nor {MLS_LISTING} (MLS) in it or below; --input must "
@@ -53,7 +52,7 @@ class LibriSpeechSource(TranscriptSource):
             )
 
     def fields(self, line: str, where: str) -> tuple[str, str]:
-        id, _, text = line.strip().removeprefix("\ufeff").replace("\t", " ", 1).partition(" ")
+        id, _, text = line.strip().replace("\t", " ", 1).partition(" ")
         return id, text.strip()
 
     def audio(self, listing: Path, id: str) -> str:

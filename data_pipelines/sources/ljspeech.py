@@ -20,7 +20,7 @@ class LJSpeechSource(TranscriptSource):
         return [self.path / "metadata.csv" if self.path.is_dir() else self.path]
 
     def fields(self, line: str, where: str) -> tuple[str, str]:
-        values = [value.strip() for value in line.removeprefix("\ufeff").split("|")]
+        values = [value.strip() for value in line.split("|")]
         if len(values) not in (2, 3):
             raise DocumentError(f"{where}: {len(values)} columns; a line is name|text or name|text|written-out text")
         return values[0], values[-1] or values[1]

@@ -52,9 +52,10 @@ def find_id(file: ParquetFile, options: SourceOptions) -> str | None:
 
 
 def is_text(kind: Any) -> bool:
-    """Whether a pyarrow type holds strings."""
+    """Whether a pyarrow type holds strings, as they are or as places in a list of them (pandas' categories)."""
     import pyarrow.types as types
 
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 

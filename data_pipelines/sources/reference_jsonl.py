@@ -12,6 +12,7 @@ has plain weights. `text_to_text` is "chat" where an `<eoh>` ends a user's turn,
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class ReferenceJsonlSource(JsonDocuments):
         own = record.get("id")
         return own_id(place, None if own is None or own == "" else f"{record.get('task')}:{own}")
 
-    def _document(self, record: dict[str, Any], name: str, where: str) -> TokenDocument:
+    def _document(self, record: dict[str, Any], name: str, where: str, folder: Path) -> TokenDocument:
         for key in ("discrete_code", "task"):
             if key not in record:
                 raise DocumentError(f"{where}: key {key!r} is missing; is this a shard of the reference's pretraining?")

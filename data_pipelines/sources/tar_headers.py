@@ -29,18 +29,22 @@ class TarError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One regular file of the archive. Bytes: its header(s) begin at `offset`, its data is [data, data + size)."""
+    """One file of the archive. Bytes: its header(s) begin at `offset`, its data is [data, data + size).
+
+    link: what it is a link to, "" for a regular file; a link has no data.
+    """
 
     name: str
     offset: int
     data: int
     size: int
+    link: str = ""
 
 
 def members(file: BinaryIO, offset: int = 0, stop: int | None = None) -> Iterator[Member]:
-    """Regular files of the archive with headers in [offset, stop), in order; nothing is kept and no data is read.
+    """Files and links of the archive with headers in [offset, stop), in order; nothing is kept and no data is read.
 
-    Folders and links are passed over. Raises TarError where the file ends without the mark of its end, within a
+    Folders and the like are passed over. Raises TarError where the file ends without the mark of its end, within a
     member, or at a header that cannot be read.
     """
     descriptor = file.fileno()
@@ -87,7 +91,7 @@ def _plain_member(block: bytes, offset: int) -> tuple[Member, int] | None:
 
 
 def _other_member(file: BinaryIO, offset: int) -> tuple[Member | None, int]:
-    """(regular file or None, next header), read by `tarfile`: long names, huge sizes, folders, links."""
+    """(file, link or None, next header), read by `tarfile`: long names, huge sizes, folders, links."""
     file.seek(offset)
     try:
         archive = tarfile.TarFile(fileobj=file, encoding="utf-8")
@@ -96,5 +100,7 @@ def _other_member(file: BinaryIO, offset: int) -> tuple[Member | None, int]:
         raise TarError(f"is cut or corrupt at byte {offset}: {e}") from e
     if info is None:
         raise TarError(f"is cut or corrupt at byte {offset}: no header of a member stands there")
-    plain = info.isreg() and not info.issparse()
-    return Member(info.name, offset, info.offset_data, info.size) if plain else None, archive.offset
+    if info.issym() or info.islnk() or info.issparse():
+        link = info.linkname if not info.issparse() else "parts of a sparse file"
+        return Member(info.name, offset, info.offset_data, 0, link), archive.offset
+    return Member(info.name, offset, info.offset_data, info.size) if info.isreg() else None, archive.offset

@@ -9,6 +9,7 @@ counted from 1, or FILE/ID when a key is named for them; then equal ids are foun
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ar_omni_jax.documents import Document, DocumentError
@@ -24,7 +25,7 @@ class TextJsonlSource(JsonDocuments):
     def ids(self) -> Iterator[str | None]:
         if self.options.column("id") is not None:
             return super().ids()
-        return (place for _, _, place, _ in self._records.read(0, len(self)))  # no line needs to be parsed
+        return (place for _, _, place, _, _ in self._records.read(0, len(self)))  # no line needs to be parsed
 
     def _id(self, record: dict[str, Any], place: str, where: str) -> str:
         key = self.options.column("id")
@@ -35,5 +36,5 @@ class TextJsonlSource(JsonDocuments):
             raise DocumentError(f"{where}: no id under {key!r}; supply it, or let lines be counted")
         return f"{place.rpartition('/')[0]}/{value}"
 
-    def _document(self, record: dict[str, Any], name: str, where: str) -> Document:
+    def _document(self, record: dict[str, Any], name: str, where: str, folder: Path) -> Document:
         return text_document(name, record, self.options.column("text"), source=self.name, where=where)

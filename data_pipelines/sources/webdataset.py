@@ -7,7 +7,8 @@
 its last piece are one record (WebDataset's rule: README of webdataset/webdataset). The medium is .jpg, .jpeg, .png
 or .webp (or .wav, .flac, .mp3, .ogg, .opus); the text is .txt, or "caption" of .json where there is no .txt: both
 are among what img2dataset writes (README of rom1504/img2dataset, "Usage"). Ids are TAR/KEY, for keys are unique
-in a tar only. Everything else is passed over.
+in a tar only. Everything else is passed over: other suffixes, links that are no medium or text, and hidden files,
+such as the ._NAME that macOS puts before each file.
 
 Tars must not be compressed: their media are, and records are read from any place. Opening reads every header
 once (some 20 microseconds a record) and keeps 4 bytes a record and its packed name, some 2 bytes where names count
@@ -38,6 +39,7 @@ from data_pipelines.sources.tar_headers import BLOCK, Member, TarError, members
 MEDIA = {suffix: Modality.IMAGE for suffix in ("jpg", "jpeg", "png", "webp")} | {
     suffix: Modality.SPEECH for suffix in ("wav", "flac", "mp3", "ogg", "opus")
 }
+TEXTS = ("txt", "json")
 MAX_BYTES = 256 << 20  # of one member; more is no picture or utterance, and would be held in memory
 
 
@@ -96,10 +98,10 @@ class WebDatasetSource:
             return Record(index, where, name, error=f"{where}: {tar.fault}")
         try:
             start, stop = (int(block) * BLOCK for block in tar.blocks[at : at + 2])
-            found = list(members(file, start, stop))
-            if any(_split(member.name)[0] != key for member in found):
+            found = list(_keyed(file, start, stop))
+            if not found or any(its_key != key for its_key, _ in found):
                 raise DocumentError(f"{where}: the tar has changed since it was listed; start again")
-            return Record(index, where, name, self._document(name, found, file, where))
+            return Record(index, where, name, self._document(name, [member for _, member in found], file, where))
         except DocumentError as e:
             cut = f" ({tar.fault})" if tar.fault and at == len(tar.blocks) - 3 else ""  # what it lacks may be lost
             return Record(index, where, name, error=f"{e}{cut}")
@@ -107,7 +109,10 @@ class WebDatasetSource:
             return Record(index, where, name, error=f"{where}: the tar {e}; did it change? copy it again")
 
     def _document(self, name: str, found: list[Member], file: BinaryIO, where: str) -> Document:
-        by_suffix = {_split(member.name)[1]: member for member in found}
+        by_suffix: dict[str, Member] = {}
+        for suffix, member in ((_split(member.name)[1], member) for member in found):
+            if by_suffix.setdefault(suffix, member) is not member and suffix in (*MEDIA, *TEXTS):
+                raise DocumentError(f"{where}: {member.name} stands in it twice; which is the right one? pack it anew")
         media = [suffix for suffix in by_suffix if suffix in MEDIA]
         if len(media) != 1:
             raise DocumentError(
@@ -134,8 +139,7 @@ def _index(name: str, path: Path, digest) -> _Tar:
     digest.update(name.encode("utf-8", "surrogatepass"))
     try:
         with open(path, "rb") as file:
-            for member in members(file):
-                key, _ = _split(member.name)
+            for key, member in _keyed(file):
                 if not keys or key != keys[-1]:
                     keys.append(key)
                     blocks.append(member.offset // BLOCK)
@@ -154,7 +158,18 @@ def _index(name: str, path: Path, digest) -> _Tar:
     return _Tar(name, path, np.array([*blocks, end], np.uint32), packed, fault)
 
 
+def _keyed(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, Member]]:
+    """(key, member) of what may belong to a record, with headers in [start, stop)."""
+    for member in members(file, start, stop):
+        key, suffix = _split(member.name)
+        hidden = not key or key.endswith("/")
+        if not hidden and not (member.link and suffix not in (*MEDIA, *TEXTS)):
+            yield key, member
+
+
 def _data(member: Member, file: BinaryIO, where: str) -> bytes:
+    if member.link:
+        raise DocumentError(f"{where}: {member.name} is but a link to {member.link}; pack the file itself")
     if member.size > MAX_BYTES:
         raise DocumentError(
             f"{where}: {member.name} has {member.size} bytes, at most {MAX_BYTES} are read; leave it out"
@@ -164,7 +179,7 @@ def _data(member: Member, file: BinaryIO, where: str) -> bytes:
 
 def _text(by_suffix: dict[str, Member], file: BinaryIO, where: str) -> str:
     """The record's text; DocumentError where there is none."""
-    for suffix in ("txt", "json"):
+    for suffix in TEXTS:
         if suffix not in by_suffix:
             continue
         try:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from corpus import VOCABULARY, make_documents, write_documents
 
 from ar_omni_jax.documents import GROUPS
-from ar_omni_jax.vocabulary import VocabularyError, compact_vocabulary
+from ar_omni_jax.vocabulary import Modality, VocabularyError, compact_vocabulary
 from data_pipelines import pack_shards, packing, schema, shards
 from data_pipelines.dataset_info import read_info
 from data_pipelines.pack_shards import PackOptions, pack
@@ -83,6 +84,14 @@ def test_low_fill_comes_with_advice_that_helps(tmp_path):
     advised = int(pack_shards.summary(info).split("--length=")[1])
     info = pack(tmp_path / "in", tmp_path / "better", PackOptions(advised))
     assert info.splits["train"]["fill"]["image"] > 0.95 and "low fill" not in pack_shards.summary(info)
+
+
+def test_advice_is_none_that_was_taken_or_cannot_help(tmp_path):
+    for kind, top_up, helps in ((0, "", False), (1, "", True), (1, "text", False)):
+        folder = tmp_path / f"{kind}{top_up}"
+        write_documents(folder / "in", {"train": make_documents(30, kinds=[kind], low=150, high=160)})
+        text = pack_shards.summary(pack(folder / "in", folder / "out", PackOptions(200, top_up=top_up)))
+        assert "low fill" in text and "try --length=" in text and ("--top_up=text" in text) == helps
 
 
 def test_topping_up_loses_nothing_and_fills_rows(tmp_path, monkeypatch):
@@ -154,10 +163,131 @@ def test_killed_process_resumes_to_equal_bytes(corpus, packed, tmp_path):
     assert contents(tmp_path) == contents(packed[0])
 
 
+def test_several_inputs_are_packed_as_one(corpus, tmp_path):
+    docs = {"a": make_documents(80, 1, kinds=[1, 2]), "b": make_documents(90, 2, kinds=[3]), "c": make_documents(70, 3)}
+    write_documents(tmp_path / "a", {"train": docs["a"], "validation": make_documents(9, 4)})
+    write_documents(tmp_path / "b", {"train": docs["b"]}, shard_count=2)
+    write_documents(tmp_path / "c", {"train": docs["c"]})
+    folders = [tmp_path / name for name in "abc"]
+    options = PackOptions(512, unit_tokens=20_000)
+    info = pack(folders, tmp_path / "out", options)
+    want = Counter((d.group, key(d.tokens, d.classes())) for name in "abc" for d in docs[name])
+    got = Counter((g, key(*doc)) for g, row in rows_of(tmp_path / "out") for doc in packing.unpack_row(row))
+    assert got == want and list(info.splits) == ["train", "validation"]
+    assert info.splits["train"]["documents"] == 240 and info.splits["validation"]["documents"] == 9
+    speech = {key(d.tokens, d.classes()) for d in docs["b"]}
+    rows = [row for group, row in rows_of(tmp_path / "out") if group == "speech"]
+    mixed = [{key(*doc) in speech for doc in packing.unpack_row(row)} for row in rows]
+    assert {True, False} in mixed, "documents of different inputs never stand in one row"
+    assert pack(folders, tmp_path / "out", options) == info  # it is there already
+    with pytest.raises(SchemaError, match="packed from other documents"):
+        pack(folders[:2], tmp_path / "out", options)
+    with pytest.raises(SchemaError, match="a is given twice"):
+        pack([folders[0], tmp_path / "b" / ".." / "a"], tmp_path / "two", options)
+    other = write_documents(tmp_path / "d", {"train": docs["c"]})
+    other.settings = {"template": "released"}
+    pack_shards.write_info(tmp_path / "d", other)
+    with pytest.raises(SchemaError, match="d has other settings than the first: .*released.*paper"):
+        pack([*folders, tmp_path / "d"], tmp_path / "two", options)
+    pack_shards.main([*(f"--input={f}" for f in folders), f"--output={tmp_path / 'cli'}", "--length=512"])
+    assert read_info(tmp_path / "cli").splits["train"]["documents"] == 240
+
+
+def test_documents_that_only_look_the_same_are_not_taken_for_those_packed(tmp_path):
+    """As a build with other noise: as many documents and tokens, other codes."""
+    docs = make_documents(40, kinds=[3])
+    write_documents(tmp_path / "in", {"train": docs})
+    pack(tmp_path / "in", tmp_path / "out", OPTIONS)
+    first = contents(tmp_path / "out")
+    pack(tmp_path / "in", tmp_path / "out", OPTIONS)
+    assert contents(tmp_path / "out") == first
+    speech = VOCABULARY.range_of(Modality.SPEECH)
+    for doc in docs:
+        heard = (doc.tokens >= speech.start) & (doc.tokens < speech.stop)
+        doc.tokens[heard] = speech.start + (doc.tokens[heard] - speech.start + 1) % speech.count
+    write_documents(tmp_path / "in", {"train": docs})
+    with pytest.raises(SchemaError, match="was packed from other documents; run with --overwrite"):
+        pack(tmp_path / "in", tmp_path / "out", OPTIONS)
+    pack(tmp_path / "in", tmp_path / "out", OPTIONS, overwrite=True)
+    assert {key(*doc) for _, row in rows_of(tmp_path / "out") for doc in packing.unpack_row(row)} == {
+        key(d.tokens, d.classes()) for d in docs
+    }
+
+
+def test_what_was_packed_before_there_was_a_digest_of_shards_is_left_alone(corpus, packed, tmp_path):
+    shutil.copytree(packed[0], tmp_path, dirs_exist_ok=True)
+    data = json.loads((tmp_path / "dataset.json").read_text())
+    for entry in data["splits"].values():
+        del entry["origin"]["shards"]
+    (tmp_path / "dataset.json").write_text(json.dumps(data))
+    before = contents(tmp_path)
+    pack(corpus[0], tmp_path, OPTIONS)
+    assert contents(tmp_path) == before
+
+
+def test_a_shard_that_is_gone_is_made_again(corpus, packed, tmp_path):
+    shutil.copytree(packed[0], tmp_path, dirs_exist_ok=True)
+    gone, cut = sorted((tmp_path / "train").glob("*"))[1:3]
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:100])
+    pack(corpus[0], tmp_path, OPTIONS)
+    assert contents(tmp_path) == contents(packed[0])
+
+
+def test_an_interrupted_overwrite_is_not_taken_for_finished(corpus, packed, tmp_path, monkeypatch):
+    shutil.copytree(packed[0], tmp_path, dirs_exist_ok=True)
+
+    def failing(self, *args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_shards.SplitPacker, "_write_rows", failing)
+        with pytest.raises(KeyboardInterrupt):
+            pack(corpus[0], tmp_path, OPTIONS, ["train"], overwrite=True)
+    assert list(read_info(tmp_path).splits) == ["validation"]
+    pack(corpus[0], tmp_path, OPTIONS)
+    assert contents(tmp_path) == contents(packed[0])
+
+
+def test_a_split_without_documents_is_told(tmp_path):
+    write_documents(tmp_path / "in", {"train": make_documents(5), "empty": []})
+    with pytest.raises(SchemaError, match="empty has no documents, every record was left out"):
+        pack(tmp_path / "in", tmp_path / "out", OPTIONS)
+    assert pack(tmp_path / "in", tmp_path / "out", OPTIONS, ["train"]).splits["train"]["documents"] == 5
+
+
+MANY_FILES = """
+import resource, sys
+from corpus import make_documents, write_documents
+from data_pipelines.loader import make_loader
+from data_pipelines.pack_shards import PackOptions, pack
+from pathlib import Path
+root = Path(sys.argv[1])
+documents = make_documents(400, kinds=[0, 1, 3], low=33, high=60)
+write_documents(root / "in", {"train": documents}, shard_count=400)
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+pack(root / "in", root / "out", PackOptions(64, unit_tokens=100))
+data = {"path": root / "out", "stop": "all_exhausted"}
+with make_loader(data, split="train", global_batch=4, seed=0, threads=4) as loader:
+    rows = {row.tobytes() for batch in loader for row in batch["tokens"]}
+assert len(rows) == len({d.tokens.tobytes() for d in documents}), len(rows)
+print("shards:", len(list((root / "out").rglob("*.arrayrecord"))))
+"""
+
+
+def test_more_shards_than_a_process_may_have_open(tmp_path):
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    environment = os.environ | {"PYTHONPATH": path}
+    command = [sys.executable, "-c", MANY_FILES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) > 300
+
+
 def test_other_options_do_not_mix_into_a_begun_or_finished_output(corpus, packed, tmp_path):
     with pytest.raises(SchemaError, match="--overwrite"):
         pack(corpus[0], packed[0], PackOptions(1024))
-    packer = pack_shards.SplitPacker(corpus[0], tmp_path, "train", read_info(corpus[0]), OPTIONS)
+    packer = pack_shards.SplitPacker([(corpus[0], read_info(corpus[0]))], tmp_path, "train", OPTIONS)
     packer._check_plan()
     with pytest.raises(SchemaError, match="begun with other options"):
         pack(corpus[0], tmp_path, PackOptions(512, seed=5), ["train"])

@@ -1,5 +1,7 @@
 """Packing: nothing lost, nothing cut, rows full, splitting by rule."""
 
+import itertools
+
 import numpy as np
 import pytest
 from corpus import make_document
@@ -179,6 +181,55 @@ def test_pieces_are_valid_and_join_to_the_document(runs, length):
     for span in spans:
         if span.modality == Modality.IMAGE and span.end - span.start <= length:
             assert not cuts & set(range(span.start + 1, span.end)), "an image that fits a row was cut"
+
+
+MARKER, TEXT, IMAGE, SPEECH = Modality.MARKER, Modality.TEXT, Modality.IMAGE, Modality.SPEECH
+
+
+def dialogue(*rounds):
+    """A document as templates write it, of (question, answer) that are lists of (modality, tokens), media between
+    markers; where its rounds begin; and where its media stand with their markers."""
+    runs, starts, media, at = [], [], [], 0
+    for asked, answered in rounds:
+        starts.append(at)
+        parts = [(MARKER, 1, Role.PROMPT), *((*part, Role.PROMPT) for part in asked), (MARKER, 1, Role.PROMPT)]
+        parts += [*((*part, Role.RESPONSE) for part in answered), (MARKER, 1, Role.RESPONSE)]
+        for modality, count, role in parts:
+            around = [(MARKER, 1)] if modality in (IMAGE, SPEECH) else []
+            media += [(at, at + count + 2)] if around else []
+            for kind, n in [*around, (modality, count), *around]:
+                runs += [(kind, role)] * n
+                at += n
+    borders = [0, *(i for i in range(1, at) if runs[i] != runs[i - 1]), at]
+    spans = tuple(Span(*runs[first], first, last) for first, last in itertools.pairwise(borders))
+    return TokenDocument("d", "chat", "speech", np.arange(at, dtype=np.int32), spans), starts, media
+
+
+PARTS = st.lists(st.tuples(st.sampled_from([TEXT, IMAGE, SPEECH]), st.integers(1, 25)), min_size=1, max_size=3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(PARTS, PARTS), min_size=1, max_size=5), st.integers(6, 60))
+def test_media_that_fit_a_row_keep_their_markers(rounds, length):
+    doc, _, media = dialogue(*rounds)
+    pieces = packing.split_document(doc, length)
+    np.testing.assert_array_equal(np.concatenate([p.tokens for p in pieces]), doc.tokens)
+    np.testing.assert_array_equal(np.concatenate([p.classes() for p in pieces]), doc.classes())
+    assert all(0 < len(p.tokens) <= length for p in pieces)
+    cuts = set(np.cumsum([len(p.tokens) for p in pieces])[:-1].tolist())
+    for first, last in media:
+        if last - first <= length:
+            assert not cuts & set(range(first + 1, last)), (first, last, cuts)
+
+
+def test_dialogues_are_cut_between_their_rounds():
+    question, answer = [(TEXT, 10)], [(TEXT, 30)]
+    doc, starts, _ = dialogue(*[(question, answer)] * 6)
+    size = starts[1]
+    for length in range(size, 3 * size):
+        pieces = packing.split_document(doc, length)
+        cuts = set(np.cumsum([len(p.tokens) for p in pieces])[:-1].tolist())
+        assert cuts <= set(starts), length
 
 
 def test_a_cut_prefers_the_border_of_a_span():

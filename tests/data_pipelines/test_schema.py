@@ -1,7 +1,11 @@
 """Records, shards and dataset.json: round trips, equal bytes for equal input, and errors that name the place."""
 
+import concurrent.futures
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,7 +194,7 @@ def test_info_round_trip_and_merge(tmp_path):
     assert train.by_modality == {"speech": 5, "text": 5}
     assert train.dropped == {"empty transcript": 2} and len(train.dropped_list) == 2
     assert Counts.from_dict(merged.splits["test"]).tokens == 5
-    with pytest.raises(SchemaError, match="disagree on settings"):
+    with pytest.raises(SchemaError, match="part 2 has other settings than the first"):
         merge_infos([info(), info(settings={"template": "paper"})])
 
 
@@ -212,3 +216,46 @@ def test_info_errors_name_file_and_fingerprints(tmp_path):
     path.write_text(path.read_text()[:50])
     with pytest.raises(SchemaError, match="damaged"):
         read_info(tmp_path)
+
+
+def test_a_pool_keeps_few_shards_open_and_serves_threads(tmp_path):
+    paths = [tmp_path / shards.shard_name("train", i, 12) for i in range(12)]
+    for i, path in enumerate(paths):
+        with shards.ShardWriter(path) as writer:
+            for j in range(i):  # the first has no record
+                writer.write(bytes([i, j]) * 100)
+    pool, opened = shards.ReaderPool(3), len(list(Path("/proc/self/fd").iterdir()))
+
+    def read(seed):
+        for i in np.random.default_rng(seed).integers(0, 12, 200).tolist():
+            assert pool[paths[i]].read(range(i)) == [bytes([i, j]) * 100 for j in range(i)]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        list(threads.map(read, range(4)))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= opened + 3
+    pool.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= opened
+
+
+FULL_DISK = """
+import os, resource, signal, sys
+from data_pipelines.shards import ShardWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    with ShardWriter(sys.argv[1]) as writer:
+        for _ in range(int(sys.argv[2])):
+            writer.write(os.urandom(10_000))
+except OSError as e:
+    sys.exit(str(e))
+"""
+
+
+@pytest.mark.parametrize("records", [21, 400])
+def test_a_full_disk_leaves_no_shard(tmp_path, records):
+    """A process that may write 200 kB a file meets what a full disk gives."""
+    path = tmp_path / shards.shard_name("train", 0, 1)
+    command = [sys.executable, "-c", FULL_DISK, str(path), str(records)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+    assert done.returncode == 1 and "cannot be written" in done.stderr and "is the disk full" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -68,6 +68,54 @@ def test_modes():
     assert to_uint8(preprocess(clear, 8)).min() == 255
 
 
+def test_a_dark_picture_of_16_bits_stays_dark():
+    dark = Image.fromarray(np.full((8, 8), 200, np.uint16))  # less than one step of 8 bits
+    assert to_uint8(preprocess(dark, 8)).max() == 0
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("orientation", "turn"), [(3, 2), (6, 1), (8, 3)])
+def test_pictures_stand_as_the_camera_was_held(format, orientation, turn):
+    upright = np.zeros((48, 64, 3), np.uint8)
+    upright[:20, :30] = (250, 40, 40)
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(np.rot90(upright, turn)).save(buffer, format=format, exif=exif, quality=95)
+    read = read_image(buffer.getvalue(), 32)
+    assert np.abs(read - read_image(upright, 32)).mean() < 0.05
+    if format == "JPEG":  # a tag that cannot be read spoils no picture
+        broken = buffer.getvalue().replace(exif.tobytes()[6:], b"\xff" * len(exif.tobytes()[6:]))
+        assert broken != buffer.getvalue() and read_image(broken, 32).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_picture_is_taken(format):
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format=format, save_all=True, append_images=frames[1:], duration=100)
+    assert Image.open(io.BytesIO(buffer.getvalue())).n_frames == 2
+    assert np.abs(to_uint8(read_image(buffer.getvalue(), 16)).mean((0, 1)) - (255, 0, 0)).max() < 12
+
+
+def test_ink_and_palettes_with_holes(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(buffer, format="JPEG", quality=95)
+    assert np.abs(to_uint8(read_image(buffer.getvalue(), 16)).mean((0, 1)) - (255, 0, 0)).max() < 12
+    clear = Image.new("P", (16, 16), 0)
+    clear.putpalette([0, 0, 0, 255, 0, 0])
+    clear.save(tmp_path / "p.png", transparency=0)
+    assert to_uint8(read_image(tmp_path / "p.png", 16)).min() == 255
+
+
+def test_postscript_is_not_run(monkeypatch):
+    import PIL.EpsImagePlugin
+
+    monkeypatch.setattr(PIL.EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program was run"))
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageError, match="is PostScript"):
+        read_image(data, 16)
+
+
 def test_bad_files_are_named(tmp_path):
     whole = _png(np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8))
     cut, text, empty = tmp_path / "cut.png", tmp_path / "text.png", tmp_path / "empty.png"

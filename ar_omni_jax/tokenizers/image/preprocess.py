@@ -1,6 +1,7 @@
 """Pictures in and out: a file, bytes or an array to float32 [size, size, 3] in [-1, 1], and back to uint8.
 
-As Chameleon: alpha blended on white, shorter side resized with LANCZOS, centre crop, x / 127.5 - 1.
+Upright by EXIF; of an animation the first picture. Then as Chameleon: alpha blended on white, shorter side resized
+with LANCZOS, centre crop, x / 127.5 - 1.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded, in pixels; a larger one is taken for a decompression bomb. The same limit holds
@@ -32,7 +33,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     """Any mode to RGB; transparency is blended on white in float64 and truncated to uint8."""
     if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit grey: convert() would clip it at 255
         values = np.asarray(picture, np.float64)
-        scale = 257.0 if values.max(initial=0.0) > 255 else 1.0
+        scale = 257.0 if picture.mode.startswith("I;16") or values.max(initial=0.0) > 255 else 1.0
         return Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8)).convert("RGB")
     if picture.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in picture.info:
         return picture.convert("RGB")
@@ -92,12 +93,22 @@ def _open(source: str | os.PathLike | bytes, name: str, size: int) -> Image.Imag
         raise ImageError(f"{name}: is not a picture in a known format (PNG, JPEG, WebP, ...)") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"{name}: cannot be opened ({error})") from error
+    if picture.format == "EPS":  # PIL would have Ghostscript run it
+        raise ImageError(f"{name}: is PostScript, a program and no picture; convert it to PNG")
     _check_size(name, picture.width, picture.height, size)
     try:
         picture.load()
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on broken data
         raise ImageError(f"{name}: is truncated or damaged ({error})") from error
-    return picture
+    return _upright(picture)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as EXIF says that the camera was held; as it is where that cannot be read."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # of any kind, as decoders
+        return picture
 
 
 def _from_array(array: np.ndarray, size: int) -> Image.Image:

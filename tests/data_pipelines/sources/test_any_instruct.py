@@ -119,6 +119,15 @@ def test_a_folder_of_files(tmp_path):
     assert [(r.index, r.id) for r in source.read(1, 9)] == list(enumerate(names))[1:]
 
 
+def test_media_lie_beside_their_own_file(tmp_path):
+    for part in ("one", "two"):
+        (tmp_path / part).mkdir()
+        chat = [says("user", "x", speech="s.wav"), says("assistant", "y")]
+        write_lines(tmp_path / part / "a.jsonl", [{"chat": chat}])
+    paths = [r.document.media()[0].value for r in open_source("any_instruct", tmp_path).read(0, 2)]
+    assert paths == [str(tmp_path / part / "s.wav") for part in ("one", "two")]
+
+
 GOOD = [says("user", "a"), says("assistant", "b")]
 BAD = {
     "no dialogue": ({"id": 1}, "exactly one of conversation, conversations, chat"),
@@ -165,7 +174,7 @@ def test_a_broken_array_is_refused_at_once(text, message, tmp_path):
         open_source("any_instruct", tmp_path / "c.json")
 
 
-@pytest.mark.parametrize("damaged", ['{"chat" [1, "],"]}', '{"chat": nil}', "x", '{"chat": "a\tb"}'])
+@pytest.mark.parametrize("damaged", ['{"chat" [1, "],"]}', '{"chat": nil}', "x", '{"chat": "a\tb"}', "9" * 5000])
 @pytest.mark.parametrize("start", ["", "\ufeff", "\n "])
 def test_a_malformed_item_of_an_array_is_one_bad_record(damaged, start, tmp_path):
     good = json.dumps({"chat": GOOD})

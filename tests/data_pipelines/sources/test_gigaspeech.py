@@ -155,6 +155,13 @@ def test_missing_keys_are_all_named(corpus):
     assert "recording POD9: it has no list 'segments'" in errors[5] and "recording ?" in errors[6]
 
 
+def test_a_time_beyond_all_measure_is_one_bad_record(corpus):
+    manifest = make_manifest()
+    manifest["audios"][0]["segments"][1]["end_time"] = 10**400
+    errors = [record.error for record in open_source("gigaspeech", write(corpus, manifest)).read(0, 5)]
+    assert [bool(error) for error in errors] == [False, True, False, False, False] and "POD1_S1: a time" in errors[1]
+
+
 def test_a_missing_or_damaged_recording_is_named(corpus, tmp_path):
     manifest = make_manifest()
     manifest["audios"][0]["path"] = "audio/none.opus"

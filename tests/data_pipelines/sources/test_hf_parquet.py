@@ -171,6 +171,18 @@ def test_a_bad_row_is_named_or_skipped_and_counted(tmp_path, name):
     assert counts["dropped"] == {kind: 1} and counts["documents"] == 2 and counts["read"] == 3
 
 
+def test_columns_may_be_of_related_types(tmp_path):
+    large = pa.struct({"bytes": pa.large_binary(), "path": pa.large_string()})
+    rows = [{"bytes": picture(1), "path": "1.png"}, None, {"bytes": b"", "path": "2.png"}, {"bytes": b"", "path": None}]
+    caption = pa.array(["a", "b", "a", "c"]).dictionary_encode()
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": pa.array(rows, large), "caption": caption}), path)
+    first, no_struct, by_path, nothing = records(HFParquetSource(path))
+    assert first.document.media()[0].value == picture(1) and "a" in texts(first)
+    assert by_path.document.media()[0].value == str(tmp_path / "2.png")
+    assert all("neither bytes nor a path" in record.error for record in (no_struct, nothing))
+
+
 def test_a_cut_file_is_one_record_and_the_others_stay(tmp_path):
     for name in "abc":
         captions(tmp_path / f"{name}.parquet", 2)

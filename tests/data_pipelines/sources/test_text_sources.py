@@ -155,6 +155,35 @@ def _raise(reason):
     raise DocumentError(reason)
 
 
+def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path):
+    rows = [{"id": str(i), "text": f"wört {i}"} for i in range(3)]
+    data = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in [*rows, {"text": "last"}])
+    (tmp_path / "x.jsonl").write_bytes(data.encode())
+    source = open_source("text_jsonl", tmp_path / "x.jsonl")
+    assert reasons(source) == [] and [texts(r) for r in records(source)] == [*([row["text"]] for row in rows), ["last"]]
+    document = {"id": "a", "task": "text", "turns": [[{"text": "word"}]]}
+    (tmp_path / "m.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(document).encode() + b"\r\n")
+    source = open_source("manifest", tmp_path / "m.jsonl")
+    assert list(source.ids()) == ["a"] and texts(records(source)[0]) == ["word"]
+
+
+def test_strings_may_be_kept_in_other_ways(tmp_path):
+    words = ["a", "b", "a", None]
+    columns = {
+        "categories": pa.array(words).dictionary_encode(),
+        "large": pa.array(words, pa.large_string()),
+    }
+    for name, column in columns.items():
+        pq.write_table(pa.table({"text": column, "number": range(4)}), tmp_path / f"{name}.parquet")
+        source = open_source("text_parquet", tmp_path / f"{name}.parquet")
+        assert [texts(r)[0] for r in records(source) if r.document] == ["a", "b", "a"] and len(reasons(source)) == 1
+    dialogue = pa.array([[{"content": "q", "role": "user"}, {"content": "a", "role": "assistant"}], None, []])
+    for kind in (dialogue.type, pa.large_list(dialogue.type.value_type)):
+        pq.write_table(pa.table({"messages": dialogue.cast(kind)}), tmp_path / "m.parquet")
+        source = open_source("text_parquet", tmp_path / "m.parquet")
+        assert [texts(r) for r in records(source) if r.document] == [["q", "a"]] and len(reasons(source)) == 2
+
+
 def test_missing_columns_and_useless_options_are_named(tmp_path):
     path = write_parquet(tmp_path / "x.parquet", [{"words": "x"}])
     with pytest.raises(DocumentError, match="x.parquet: columns: none of messages, .*only words.*--columns=text:NAME"):

@@ -113,7 +113,7 @@ def test_records_come_in_order_from_any_place(tmp_path, format):
             assert f"text {record.index}" in texts(record)
 
 
-def test_folders_and_links_are_passed_over_and_subfolders_read(tmp_path):
+def test_folders_and_other_links_are_passed_over_and_subfolders_read(tmp_path):
     (tmp_path / "sub").mkdir()
     with tarfile.open(tmp_path / "sub" / "x.tar", "w") as tar:
         for kind, name in ((tarfile.DIRTYPE, "d"), (tarfile.SYMTYPE, "d/0.link")):
@@ -138,6 +138,28 @@ def test_the_caption_of_the_json_stands_in_where_there_is_no_txt(tmp_path):
     source = WebDatasetSource(write_tar(tmp_path / "t.tar", members))
     assert "from json" in texts(records(source)[0])
     assert "b: record 't/b': empty or missing caption None" in reasons(source)[0]
+
+
+def test_hidden_files_of_macos_part_no_record(tmp_path):
+    members = []
+    for name, data in shard_members(0, 3):
+        members += [(f"./._{name}", b"\0\5\x16\7"), (f"./{name}", data)]
+    members += [("sub/.DS_Store", b"x"), ("sub/a.png", picture(9)), ("sub/._a.txt", b"x"), ("sub/a.txt", b"nine")]
+    source = WebDatasetSource(write_tar(tmp_path / "t.tar", members))
+    assert [r.id for r in records(source)] == [*(f"t/{i:09d}" for i in range(3)), "t/sub/a"] and not reasons(source)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_medium_that_is_only_a_link_is_told(tmp_path, kind):
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, data in (("a.png", picture(0)), ("a.txt", b"zero"), ("b.png", None), ("b.txt", None)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data or b"")
+            info.type, info.linkname = (tarfile.REGTYPE, "") if data else (kind, name.replace("b", "a"))
+            tar.addfile(info, io.BytesIO(data or b""))
+    source = WebDatasetSource(tmp_path / "t.tar")
+    assert list(source.ids()) == ["t/a", "t/b"]
+    assert len(reasons(source)) == 1 and "b.txt is but a link to a.txt; pack the file itself" in reasons(source)[0]
 
 
 # -- damaged tars --------------------------------------------------------------------------------------------
@@ -217,6 +239,7 @@ BAD = {
     "no text": ([("bad.png", picture(1))], "malformed record", "no text: neither"),
     "no picture": ([("bad.txt", b"x")], "malformed record", "0 media"),
     "two pictures": ([("bad.png", b"x"), ("bad.jpg", b"x"), ("bad.txt", b"x")], "malformed record", "2 media"),
+    "one name twice": ([("bad.png", picture(1)), ("bad.txt", b"x")] * 2, "malformed record", "bad.png stands .* twice"),
     "empty text": ([("bad.png", picture(1)), ("bad.txt", b" \n")], "malformed record", "empty or missing caption"),
     "not UTF-8": ([("bad.png", picture(1)), ("bad.txt", b"\xff")], "malformed record", "not UTF-8 .byte 0"),
     "not JSON": ([("bad.png", picture(1)), ("bad.json", b"{")], "malformed record", "json is malformed"),

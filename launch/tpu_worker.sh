@@ -72,8 +72,9 @@ mount_bucket() {
   mkdir -p "$folder"
   if mountpoint -q "$folder"; then return; fi
   command -v gcsfuse >/dev/null || install_gcsfuse
-  # Orbax finishes a checkpoint by renaming its folder.
-  gcsfuse --implicit-dirs --rename-dir-limit=200000 "$bucket" "$folder"
+  # Orbax finishes a checkpoint by renaming its folder, after the first host has found what the others have written.
+  gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
+    "$bucket" "$folder"
 }
 
 setup() {

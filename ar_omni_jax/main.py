@@ -13,7 +13,8 @@ The same command resumes an interrupted run. WORKDIR gets
 With --check it only reads the settings and says what follows from them: nothing is made, read or trained.
 
 Exit code: 0 when training finished, 128 + n when signal n (Ctrl-C: 130, SIGTERM: 143) ended it after the state was
-saved, 1 for an error, 2 for a wrong command line. A second signal ends the program at once.
+saved, 1 for an error, 2 for a wrong command line. A second signal ends the program at once. Several processes
+(--distributed) end alike: with the same signal's code, with 1 when one of them had an error, with 75 when one is lost.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from ar_omni_jax.config import derived, describe_derived, describe_keys, load_co
 from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.files import only_writer, replace_file
 from ar_omni_jax.model.config import ConfigError
+from ar_omni_jax.parallel.distributed import HostError, together
 from ar_omni_jax.parallel.mesh import MeshError, make_mesh
 from ar_omni_jax.parallel.sharding import ShardingError
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
@@ -56,6 +58,7 @@ from data_pipelines.schema import SchemaError
 FOR_PEOPLE = (
     *(ConfigError, CheckpointError, TrainingError, VocabularyError, SchemaError, MixtureError, TokenizerError),
     *(LossError, OptimizerError, MeshError, ShardingError, BatchError, DocumentError, prepare.PrepareError, OSError),
+    HostError,
 )
 
 
@@ -69,13 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             say(check_settings(config))
             return 0
-        if options.distributed:
-            jax.distributed.initialize()
-        make_workdir(options.workdir)
-        with only_writer(options.workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-            run = assemble(config, options.workdir)
-            stop.install()
-            outcome = train(run, stop)
+        with together() if options.distributed else contextlib.nullcontext():
+            make_workdir(options.workdir)
+            with only_writer(options.workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+                run = assemble(config, options.workdir)
+                stop.install()
+                outcome = train(run, stop)
     except FOR_PEOPLE as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -99,7 +101,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace
     parser.add_argument(
         "--distributed",
         action="store_true",
-        help="one of several processes: found by jax.distributed.initialize() on Cloud TPU, Slurm and MPI",
+        help="one of several processes: on Cloud TPU, Slurm and MPI they find each other; elsewhere by "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
     )
     parser.add_argument("--check", action="store_true", help="read the settings, say what follows, and stop")
     options, rest = parser.parse_known_args(arguments)
@@ -148,8 +151,7 @@ def assemble(config: ConfigDict, workdir: Path) -> Run:
             seed=config.seed,
             start_step=start_step,
             vocabulary_fingerprint=vocabulary.fingerprint,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=trainer.rows_here(config.data.batch_size, config.data.length),
         )
 
     if jax.process_index() == 0:

@@ -1,8 +1,8 @@
 """Packed shards to global batches: mixture by weights, order a pure function of (seed, step), state one integer.
 
-Batch `step` of host p of n is rows [p * B / n, (p + 1) * B / n) of places [step * B, (step + 1) * B) of the stream
-(`mixture`), so any number of hosts and workers sees the same global batches, and resuming is a matter of
-starting at `step`. Grain delivers the batches: read-ahead in threads, or worker processes. Records of a batch
+Batch `step` is places [step * B, (step + 1) * B) of the stream (`mixture`); a host reads those of its rows (by default
+host p of n the p-th n-th of them), so any number of hosts and workers sees the same global batches, and resuming is a
+matter of starting at `step`. Grain delivers the batches: read-ahead in threads, or worker processes. Records of a batch
 are read and decoded together, which is what makes it fast.
 """
 
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,26 +110,24 @@ def assemble_batch(rows: PackedExample, table: np.ndarray, pad: int) -> dict[str
 
 @dataclasses.dataclass(frozen=True)
 class _BatchReader(grain.transforms.Map):
-    """Step -> this host's part of the global batch. The last batch of a single pass is filled up with empty rows."""
+    """Step -> this host's rows of the global batch. The last batch of a single pass is filled up with empty rows."""
 
     source: PackedSource
     order: MixedOrder | OnePassOrder
     global_batch: int
-    process_index: int
-    process_count: int
+    rows: np.ndarray  # of this host, ascending places in the global batch
     table: np.ndarray
 
     def map(self, step: int) -> dict[str, np.ndarray]:
-        share = self.global_batch // self.process_count
-        start = int(step) * self.global_batch + self.process_index * share
-        stop = min(start + share, self._end())
+        places = int(step) * self.global_batch + self.rows
+        places = places[places < self._end()]
         pad = self.source.vocabulary.pad
-        if stop > start:
-            rows = self.source.read(*self.order(np.arange(start, stop)))
-        missing = share - max(stop - start, 0)
+        if places.size:
+            rows = self.source.read(*self.order(places))
+        missing = self.rows.size - places.size
         if missing:
             empty = _empty_rows(missing, self.source.length, pad)
-            rows = _concatenate(rows, empty) if stop > start else empty
+            rows = _concatenate(rows, empty) if places.size else empty
         return assemble_batch(rows, self.table, pad)
 
     def _end(self) -> int:
@@ -234,6 +232,7 @@ def make_loader(
     vocabulary_fingerprint: str | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    rows: Sequence[int] | None = None,
     workers: int | None = None,
     one_pass: bool | None = None,
     threads: int = 2,
@@ -248,6 +247,8 @@ def make_loader(
         for every split but "train". Otherwise the shuffled mixture, in whole batches.
       vocabulary_fingerprint: of the model; VocabularyError naming both when the data's is another.
       process_index, process_count: this host's place; it gets global_batch / process_count rows of every batch.
+      rows: instead of that place, this host's rows of [0, global_batch), ascending: those that its devices hold
+        (`parallel.rows.rows_here`). Hosts may hold the same ones.
       workers: processes that read; 0 reads in `threads` threads of this one. Neither changes the order.
     Raises SchemaError, VocabularyError or MixtureError with what to do.
     """
@@ -257,6 +258,8 @@ def make_loader(
             f"{process_index}); "
             "make batch_size a multiple of the number of hosts"
         )
+    share = global_batch // process_count
+    mine = np.arange(share) + process_index * share if rows is None else np.asarray(rows, np.int64)
     info = read_info(data["path"], "packed", vocabulary_fingerprint)
     if data.get("length") not in (None, info.length):
         raise SchemaError(
@@ -272,5 +275,5 @@ def make_loader(
         data.get("response_only", False),
         data.get("response_image_weight", 1.0),
     )
-    reader = _BatchReader(source, order, global_batch, process_index, process_count, table)
+    reader = _BatchReader(source, order, global_batch, mine, table)
     return Loader(reader, steps, start_step, data.get("workers", 0) if workers is None else workers, threads)

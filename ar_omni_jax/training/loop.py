@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from ar_omni_jax.checkpoint import (
@@ -32,6 +31,7 @@ from ar_omni_jax.checkpoint import (
     place_leaves,
 )
 from ar_omni_jax.config import changes_on_resume
+from ar_omni_jax.parallel.agreement import Agreement
 from ar_omni_jax.training import metrics as metrics_lib
 from ar_omni_jax.training.metrics import Stopwatch, Window, duration
 from ar_omni_jax.training.writers import Sample, Writers
@@ -73,6 +73,7 @@ class StopSignal:
 
     def __init__(self):
         self.number = 0
+        self._agreement = Agreement()
 
     def install(self) -> StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -88,12 +89,11 @@ class StopSignal:
             os.write(1, text.encode())
 
     def agreed(self, step: int, every: int) -> bool:
-        """Whether to stop after `step`; several processes ask each other, at every `every`-th step only."""
-        if jax.process_count() == 1:
-            return bool(self.number)
-        if step % every:
-            return False
-        return bool(multihost_utils.process_allgather(np.int32(self.number)).any())
+        """Whether to stop after `step`; several processes ask each other, at least at every `every`-th step. The
+        number is then the same on all, so that all end with the same code."""
+        number = self._agreement(self.number, step, every)
+        self.number = number or self.number
+        return bool(number)
 
 
 def say(text: str) -> None:

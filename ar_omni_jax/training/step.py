@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ar_omni_jax.model.config import TransformerConfig
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.parallel import sharding
+from ar_omni_jax.parallel.rows import global_array, rows_here
 from ar_omni_jax.training import losses, perceptual
 from ar_omni_jax.training.losses import LossConfig
 from ar_omni_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -134,11 +135,18 @@ class Trainer:
         if missing:
             raise BatchError(f"the batch lacks {', '.join(missing)}; it has {', '.join(sorted(batch))}")
         rows, length = np.shape(batch["tokens"])
-        self.check_batch(rows * jax.process_count(), length)
+        shards, pieces = (sharding.axis_product(axes, self.mesh) for axes in (self.rules.batch, self.rules.length))
+        total = rows * shards // len(rows_here(self.batch_sharding, (shards, pieces)))
+        here = self.rows_here(total, length)
         return {
-            name: jax.make_array_from_process_local_data(self.batch_sharding, np.asarray(batch[name], dtype))
+            name: global_array(here, np.asarray(batch[name], dtype), self.batch_sharding, (total, length))
             for name, dtype in BATCH_DTYPES.items()
         }
+
+    def rows_here(self, rows: int, length: int) -> np.ndarray:
+        """Ascending rows of a global batch [rows, length] that this process must read; BatchError as `check_batch`."""
+        self.check_batch(rows, length)
+        return rows_here(self.batch_sharding, (rows, length))
 
     def check_batch(self, rows: int, length: int) -> None:
         """BatchError unless a global batch of `rows` rows of `length` splits over micro-batches and mesh."""

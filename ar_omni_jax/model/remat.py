@@ -25,7 +25,11 @@ def _fused_attention_residuals(primitive, *_, **__) -> bool:
 
 
 def _all_but_weights(primitive, *_, **parameters) -> bool:
-    """False for gathered weights, under whichever name they appear on the way; what else this hits is cheap."""
+    """False for gathered weights, under whichever form they appear: the function with a gradient of its own that
+    gathers them, or what it consists of. What else this hits is cheap."""
+    if primitive.name == "custom_vjp_call":
+        inner = parameters["call_jaxpr"].eqns
+        return not any(e.primitive.name == "name" and e.params["name"] == WEIGHTS for e in inner)
     if primitive.name == "name":
         return parameters["name"] != WEIGHTS
     return primitive.name not in ("sharding_constraint", "convert_element_type")

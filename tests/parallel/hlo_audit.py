@@ -9,6 +9,7 @@ from typing import NamedTuple
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _RESULT = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (\(.*?\)|\S+) ([\w-]+)\(")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_ALONE = re.compile(r"replica_groups=(\{\{\d+\}|\[\d+,1\])")
 
 
 class Collective(NamedTuple):
@@ -38,10 +39,13 @@ def instructions(text: str) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of an HLO text; asynchronous ones once, where they start."""
+    """The collectives of an HLO text; asynchronous ones once, where they start; none within groups of one device."""
     out = []
-    for operation, dtype, shape in instructions(text):
-        kind = operation.removesuffix("-start")
-        if kind in _COLLECTIVES:
-            out.append(Collective(kind, dtype, shape))
+    for line in text.splitlines():
+        if _ALONE.search(line):
+            continue
+        for operation, dtype, shape in instructions(line):
+            kind = operation.removesuffix("-start")
+            if kind in _COLLECTIVES:
+                out.append(Collective(kind, dtype, shape))
     return out

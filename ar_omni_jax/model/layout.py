@@ -1,4 +1,4 @@
-"""What a mesh changes in the forward pass: three functions that the `Transformer` calls.
+"""What a mesh changes in the forward pass: the functions that the `Transformer` calls.
 
 On one device they are the plain ones below; `parallel/layout.py` makes those of a mesh.
 """

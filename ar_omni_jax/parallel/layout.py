@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -135,7 +136,7 @@ def _gather(weight, stored: NamedSharding, whole: NamedSharding, dtype: str):
     """The weight in `dtype`, gathered; its gradient goes back to where the weight is stored."""
     del stored
     narrow = weight.astype(dtype)
-    return jax.ad_checkpoint.checkpoint_name(lax.with_sharding_constraint(narrow, whole), remat.WEIGHTS)
+    return checkpoint_name(lax.with_sharding_constraint(narrow, whole), remat.WEIGHTS)
 
 
 def _gather_forward(weight, stored, whole, dtype):

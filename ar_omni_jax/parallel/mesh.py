@@ -61,14 +61,16 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     shape = mesh_shape(sizes, len(devices))
     types = (AxisType.Auto,) * len(MESH_AXES)
     slices = slice_count(devices)
-    if slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
-    return Mesh(_across_slices(shape, slices, devices), MESH_AXES, axis_types=types)
+    if slices > 1:
+        return Mesh(_across_slices(shape, slices, devices), MESH_AXES, axis_types=types)
+    if len({getattr(device, "slice_index", None) for device in devices}) > 1:  # hosts of GPUs, which make_mesh refuses
+        return Mesh(mesh_utils.create_device_mesh(shape, devices), MESH_AXES, axis_types=types)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
 
 
 def slice_count(devices: Sequence[jax.Device]) -> int:
-    """Number of slices that the devices belong to (1 where devices know of none)."""
-    return len({getattr(device, "slice_index", None) or 0 for device in devices})
+    """Number of TPU slices that the devices belong to. GPUs name their hosts so, whose network carries any axis: 1."""
+    return len({(getattr(device, "slice_index", None) or 0) if device.platform == "tpu" else 0 for device in devices})
 
 
 def _across_slices(shape: tuple[int, ...], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:

@@ -13,6 +13,7 @@ from ar_omni_jax.training.perceptual import FrozenImageDecoder
 from ar_omni_jax.training.step import Trainer
 from ar_omni_jax.vocabulary import compact_vocabulary
 from tests.parallel.hlo_audit import collectives, instructions
+from tests.training.test_step import features
 
 VOCABULARY = compact_vocabulary(80, 40, 30, (2, 2), multiple=16)
 V, N, D, H, G, K, F = VOCABULARY.size, 3, 40, 4, 2, 6, 56
@@ -22,9 +23,9 @@ LAYER = {"wq": (D, H, K), "wk": (D, G, K), "wo": (H, K, D), "w_up": (D, F), "w_d
 
 def lowered(mesh: dict, **model):
     config = TransformerConfig(V, N, D, H, G, K, F, dtype="float32", attention="blocked", **model)
-    codebook = np.zeros((40, 5), np.float32)
-    loss = {"chunk": CHUNK, "z_loss": 1e-4, "perceptual_weight": 0.1}
-    decoder = FrozenImageDecoder(codebook)
+    # At a decoder's depth, the perceptual loss picks whole images out of the split hidden states.
+    decoder = FrozenImageDecoder(np.zeros((40, 5), np.float32), features, {"a": np.zeros((5, 6), np.float32)}, ("mid",))
+    loss = {"chunk": CHUNK, "z_loss": 1e-4, "perceptual_weight": 0.1, "perceptual_depth": "mid"}
     trainer = Trainer(config, loss, {"peak_lr": 1e-3}, VOCABULARY, make_mesh(mesh), decoder, total_steps=4)
     return trainer.lower(ROWS, LENGTH)
 

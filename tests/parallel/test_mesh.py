@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ar_omni_jax.parallel.mesh import MESH_AXES, MeshError, make_mesh, mesh_shape
+from ar_omni_jax.parallel.mesh import MESH_AXES, MeshError, make_mesh, mesh_shape, slice_count
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,12 @@ class SliceDevice:
         return f"device {self.id} of slice {self.slice_index}"
 
 
+class HostDevice(SliceDevice):
+    """A GPU: its slice_index is its host."""
+
+    platform = "gpu"
+
+
 def slices_of(mesh) -> np.ndarray:
     return np.vectorize(lambda device: device.slice_index)(mesh.devices)
 
@@ -69,6 +75,12 @@ def test_data_alone_crosses_slices():
     assert (slices_of(mesh) == slices_of(mesh)[:, :1, :1, :1]).all()
     mesh = make_mesh({"data": -1, "fsdp": 4}, devices)
     assert slices_of(mesh)[:, :, 0, 0].tolist() == [[0] * 4, [1] * 4]
+
+
+def test_hosts_of_gpus_are_no_slices():
+    devices = [HostDevice(n, n // 4) for n in range(8)]
+    assert slice_count(devices) == 1
+    assert slices_of(make_mesh({"fsdp": -1}, devices))[0, :, 0, 0].tolist() == [0] * 4 + [1] * 4
 
 
 def test_slices_that_data_cannot_cross_are_refused():

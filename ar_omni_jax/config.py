@@ -76,7 +76,7 @@ _MODEL = {
     "max_length": Key(4096, "longest row the model accepts, tokens", 1),
     "dtype": Key("float32", "of products and the residual stream", choices=DTYPES),
     "param_dtype": Key("float32", "of the stored weights", choices=DTYPES),
-    "attention": Key("reference", "attention backend, see model/attention.py"),
+    "attention": Key("auto", "attention backend, see docs/attention.md; auto: by platform"),
     "packed_rows": Key(True, "rows may hold several documents"),
     "remat": Key("none", "what the backward pass recomputes", choices=REMAT_POLICIES),
     "scan_layers": Key(True, "compile one block and loop over it"),

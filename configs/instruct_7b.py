@@ -20,7 +20,7 @@ def get_config(arg: str = ""):
         raise ValueError(f"unknown variant {arg!r}; the variants are '' (the paper) and 'reference_readme'")
     config = base_config()
     config.model.update(num_layers=32, d_model=4096, num_heads=32, num_kv_heads=32, head_dim=128, d_ff=11008)
-    config.model.update(dtype="bfloat16", max_length=4096, remat="full", attention="blocked")
+    config.model.update(dtype="bfloat16", max_length=4096, remat="full", attention="auto")
     config.data.update(tokenizers="chameleon", length=3456, batch_size=64, response_only=True, stop="repeat")
     config.loss.update(perceptual_weight=0.01, perceptual_scope="response", chunk=2048)
     config.optimizer.update(peak_lr=2e-5, warmup_fraction=0.05, clip_norm=1.0, b2=0.95)

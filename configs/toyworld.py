@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
     config = base_config()
     config.model.update(num_layers=4, d_model=192, num_heads=6, num_kv_heads=6, head_dim=32, d_ff=384)
     config.model.update(max_length=1024)
-    config.model.attention = "rowwise"  # fastest on one CPU; "blocked" on several devices
+    config.model.attention = "rowwise"  # fastest on CPUs
     config.data.update(length=512, batch_size=4)
     # Pictures follow the text only after some ten thousand different pairs, which are short and cheap to make; words
     # need far less than half of the default mixture's share.

@@ -25,39 +25,121 @@ MASKED = -1e30
 
 @dataclasses.dataclass(frozen=True)
 class AttentionBackend:
-    """`function` as in the module's docstring; `segments`: whether it honours segment ids."""
+    """One way to compute attention.
+
+    Attributes:
+      function: as in the module's docstring.
+      segments: it honours segment ids.
+      platforms: "cpu", "gpu", "tpu"; empty: any.
+      kernel: a kernel that XLA cannot split over devices, so that a mesh calls it on each device's own part.
+      pieces: (q_BMHK, k_BLGK, v_BLGK, q_segments_BM, segment_ids_BL, first_query) -> out_BMHK, queries
+        first_query ... first_query + M - 1 (a traced integer) of rows of L; None if it needs whole rows of queries.
+    """
 
     function: Callable
-    segments: bool
+    segments: bool = True
+    platforms: tuple[str, ...] = ()
+    kernel: bool = False
+    pieces: Callable | None = None
+
+    def runs_on(self, platform: str) -> bool:
+        return not self.platforms or platform in self.platforms
 
 
 _BACKENDS: dict[str, AttentionBackend] = {}
+AUTO = "auto"
 
 
-def register_attention(name: str, *, segments: bool = True):
-    """Decorator that makes an attention function available as `TransformerConfig.attention = name`."""
+def register_attention(name: str, **properties):
+    """Decorator that makes an attention function available as `TransformerConfig.attention = name`.
+
+    `properties`: of AttentionBackend, without the function.
+    """
 
     def add(function):
-        _BACKENDS[name] = AttentionBackend(function, segments)
+        _BACKENDS[name] = AttentionBackend(function, **properties)
         return function
 
     return add
 
 
-def attention_function(config: TransformerConfig) -> Callable:
-    """The backend that `config` names; ConfigError when unknown or unable to keep packed documents apart."""
+def attention_name(config: TransformerConfig, platform: str | None = None, pieces: int = 1) -> str:
+    """The backend to use: the one that `config` names, or for "auto" the one for the platform.
+
+    "auto" is splash on TPU; on GPU cuDNN where it can (16-bit products, one document a row), elsewhere rowwise;
+    blocked where these cannot, as on pieces of rows.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu" (default: JAX's). pieces: devices that share a row.
+    Raises ConfigError, which names what would do instead, for a backend that is unknown, that the platform lacks,
+    that cannot keep packed documents apart, or that takes neither these dtypes nor pieces of rows.
+    """
+    platform = jax.default_backend() if platform is None else platform
+    platform = "gpu" if platform in ("cuda", "rocm") else platform
+    if config.attention == AUTO:
+        first = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "rowwise")
+        return "blocked" if _objection(config, first, platform, pieces) else first
+    check_attention(config)
+    objection = _objection(config, config.attention, platform, pieces)
+    if objection:
+        able = [name for name in sorted(_BACKENDS) if not _objection(config, name, platform, pieces)]
+        raise ConfigError(
+            f"TransformerConfig.attention = {config.attention!r}: {objection}; use one of {', '.join(able)}, or "
+            f"{AUTO!r}, which chooses by platform"
+        )
+    return config.attention
+
+
+def check_attention(config: TransformerConfig) -> None:
+    """ConfigError for a backend that is unknown or unfit for the configuration on every platform."""
+    if config.attention == AUTO:
+        return
     if config.attention not in _BACKENDS:
-        known = ", ".join(sorted(_BACKENDS))
+        known = ", ".join((AUTO, *sorted(_BACKENDS)))
         raise ConfigError(f"TransformerConfig.attention = {config.attention!r}: must be one of {known}")
-    backend = _BACKENDS[config.attention]
-    if config.packed_rows and not backend.segments:
+    if config.packed_rows and not _BACKENDS[config.attention].segments:
         able = ", ".join(sorted(n for n, b in _BACKENDS.items() if b.segments))
         raise ConfigError(
             f"TransformerConfig.attention = {config.attention!r}: honours no segment ids, so packed "
             f"documents would attend to each other; use one of {able}, or pack one document a row and set "
             "packed_rows=False"
         )
-    return backend.function
+
+
+def _objection(config: TransformerConfig, name: str, platform: str, pieces: int) -> str:
+    """Why a backend cannot be used here; empty if it can."""
+    backend = _BACKENDS[name]
+    if not backend.runs_on(platform):
+        return f"runs on {', '.join(backend.platforms)} only, and these devices are {platform}"
+    if config.packed_rows and not backend.segments:
+        return "honours no segment ids, and packed_rows is True"
+    if name == "cudnn" and config.dtype == "float32":
+        return "cuDNN takes bfloat16 or float16 products, and model.dtype is float32"
+    if pieces > 1 and backend.pieces is None:
+        return f"needs whole rows of queries, and mesh.sequence = {pieces} splits them"
+    return ""
+
+
+def attention_backend(name: str) -> AttentionBackend:
+    """The backend of that name (KeyError when unknown; see `attention_name`)."""
+    return _BACKENDS[name]
+
+
+def attention_function(config: TransformerConfig, platform: str | None = None) -> Callable:
+    """The function of `attention_name` for one device; ConfigError likewise."""
+    return _BACKENDS[attention_name(config, platform)].function
+
+
+def prompt_attention(config: TransformerConfig) -> Callable:
+    """Attention for reading prompts, one document a row, on any number of devices.
+
+    How a model was trained says little about where it is used: a backend that this platform lacks, or whose kernel
+    XLA cannot split over devices, makes way for "blocked".
+    """
+    check_attention(config)
+    backend = _BACKENDS[attention_name(config) if config.attention == AUTO else config.attention]
+    usable = backend.runs_on(jax.default_backend()) and not backend.kernel
+    return (backend if usable else _BACKENDS["blocked"]).function
 
 
 def product(subscripts: str, a, b):
@@ -110,11 +192,15 @@ def segment_mask(query_segments_BL, key_segments_BS, first_query: int = 0):
     return causal & (query_segments_BL[:, :, None] == key_segments_BS[:, None, :])
 
 
-@register_attention("reference")
+def _reference_pieces(q, k, v, q_segments, segment_ids, first_query):
+    mask = segment_mask(q_segments, segment_ids, first_query)
+    return _heads_last(grouped_attention(*_heads_first(q, k, v), mask))
+
+
+@register_attention("reference", pieces=_reference_pieces)
 def reference_attention(q, k, v, segment_ids):
     """The definition, all L x L scores at once."""
-    mask = segment_mask(segment_ids, segment_ids)
-    return _heads_last(grouped_attention(*_heads_first(q, k, v), mask))
+    return _reference_pieces(q, k, v, segment_ids, segment_ids, 0)
 
 
 def _blocks_of_queries(q_BGRLK, k_BGLK, v_BGLK, segment_ids_BL, block: int):
@@ -126,7 +212,26 @@ def _blocks_of_queries(q_BGRLK, k_BGLK, v_BGLK, segment_ids_BL, block: int):
     return jnp.concatenate(out, axis=3)
 
 
-@register_attention("blocked")
+def _blocked_pieces(q, k, v, q_segments, segment_ids, first_query, *, block: int = 128):
+    """Queries in blocks, scores recomputed in the backward pass. Every block meets all keys of the row: where the
+    piece begins is known on the device only, and its last piece, which the others wait for, meets them anyway."""
+    q, k, v = _heads_first(q, k, v)
+    count = -(-q.shape[3] // block)
+    while q.shape[3] % count:
+        count += 1
+    size = q.shape[3] // count
+
+    @jax.checkpoint
+    def one(index):
+        part = jax.lax.dynamic_slice_in_dim(q, index * size, size, axis=3)
+        ids = jax.lax.dynamic_slice_in_dim(q_segments, index * size, size, axis=1)
+        return grouped_attention(part, k, v, segment_mask(ids, segment_ids, first_query + index * size))
+
+    out = jnp.moveaxis(jax.lax.map(one, jnp.arange(count)), 0, 3)
+    return _heads_last(out.reshape(q.shape))
+
+
+@register_attention("blocked", pieces=_blocked_pieces)
 def blocked_attention(q, k, v, segment_ids, *, block: int = 128):
     """Queries in blocks, each against the keys up to its own end: the causal half is never computed."""
     return _heads_last(_blocks_of_queries(*_heads_first(q, k, v), segment_ids, block))
@@ -137,8 +242,7 @@ def rowwise_attention(q, k, v, segment_ids, *, block: int = 128):
     """`blocked`, one row of the batch after the other, scores recomputed in the backward pass: the CPU's
     choice.
 
-    One row's scores fit in the cache of a core, and none are kept. The loop over rows would gather a batch
-    that is split over devices: use it on one device.
+    One row's scores fit in the cache of a core, and none are kept.
     """
 
     @jax.checkpoint
@@ -148,8 +252,22 @@ def rowwise_attention(q, k, v, segment_ids, *, block: int = 128):
     return _heads_last(jax.lax.map(row, (*_heads_first(q, k, v), segment_ids)))
 
 
-@register_attention("cudnn", segments=False)
+@register_attention("cudnn", segments=False, platforms=("gpu",))
 def cudnn_attention(q, k, v, segment_ids):
     """NVIDIA's fused kernel through JAX's public function: causal only, 16-bit only, one document a row."""
     del segment_ids  # padding stands at the row's end, where causality alone keeps it from the document
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+
+
+def _splash_pieces(*arguments):
+    from ar_omni_jax.model import splash
+
+    return splash.splash_pieces(*arguments)
+
+
+@register_attention("splash", platforms=("tpu",), kernel=True, pieces=_splash_pieces)
+def splash_attention(q, k, v, segment_ids):
+    """The TPU's kernel (`model/splash.py`): no scores in memory, documents of a row kept apart."""
+    from ar_omni_jax.model import splash
+
+    return splash.splash_attention(q, k, v, segment_ids)

@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ar_omni_jax.model.attention import MASKED, attention_function, product
+from ar_omni_jax.model.attention import MASKED, product, prompt_attention
 from ar_omni_jax.model.config import TransformerConfig
 from ar_omni_jax.model.decode_weights import Columns, DecodeWeights, LayerWeights
 from ar_omni_jax.model.norms import head_norm, rms_norm
@@ -73,7 +73,7 @@ def prefill(
       meaning where a prompt has no token), and the cache.
     """
     B, P = tokens_BP.shape
-    attention = attention_function(config)
+    attention = prompt_attention(config)
     places = jnp.arange(P, dtype=jnp.int32)
     segments = (places < lengths_B[:, None]).astype(jnp.int32)
     angles = rope_angles(jnp.broadcast_to(places, (B, P)), config.head_dim, config.rope_theta)

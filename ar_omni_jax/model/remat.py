@@ -16,6 +16,7 @@ ATTENTION_OUT = "attention_out"  # before the output projection
 O_OUT = "o_out"  # after it
 GATE_UP = "gate_up"
 DOWN_OUT = "down_out"
+WEIGHTS = "weights"  # gathered for one layer on a mesh; never kept
 
 
 def _fused_attention_residuals(primitive, *_, **__) -> bool:
@@ -23,15 +24,33 @@ def _fused_attention_residuals(primitive, *_, **__) -> bool:
     return "dot_product_attention_fwd" in str(primitive)
 
 
-def apply_remat(block, name: str):
+def _all_but_weights(primitive, *_, **parameters) -> bool:
+    """False for gathered weights, under whichever form they appear: the function with a gradient of its own that
+    gathers them, or what it consists of. What else this hits is cheap."""
+    if primitive.name == "custom_vjp_call":
+        inner = parameters["call_jaxpr"].eqns
+        return not any(e.primitive.name == "name" and e.params["name"] == WEIGHTS for e in inner)
+    if primitive.name == "name":
+        return parameters["name"] != WEIGHTS
+    return primitive.name not in ("sharding_constraint", "convert_element_type")
+
+
+def apply_remat(block, name: str, looped: bool = True, gathers: bool = False):
     """`block` under `jax.checkpoint` with the policy of that name.
 
     "none": nothing is recomputed. "full": only the block's input is kept. "save_attention": the attention's
     inputs and output are kept, the feed-forward part is recomputed. "zero_recompute": every matrix product's
     result that the backward pass reads is kept; only element-wise work runs again.
+
+    Args:
+      looped: the block is the body of a loop. Written out, forward and backward pass stand in one program, and XLA
+        would find the recomputed work equal to the first, and keep that: a barrier stops it.
+      gathers: the block gathers split weights; with "none" the gathered ones of all layers would be kept.
     """
-    if name == "none":
+    if name == "none" and not gathers:
         return block
+    if name == "none":
+        return jax.checkpoint(block, policy=_all_but_weights, prevent_cse=not looped)
     saved = {
         "full": (),
         "save_attention": (QKV_RAW, ATTENTION_OUT, ATTENTION_RESIDUALS, O_OUT),
@@ -40,4 +59,4 @@ def apply_remat(block, name: str):
     policy = policies.nothing_saveable
     if saved:
         policy = policies.save_from_both_policies(policies.save_only_these_names(*saved), _fused_attention_residuals)
-    return jax.checkpoint(block, policy=policy, prevent_cse=False)
+    return jax.checkpoint(block, policy=policy, prevent_cse=not looped)

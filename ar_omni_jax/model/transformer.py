@@ -16,8 +16,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from ar_omni_jax.model import remat
-from ar_omni_jax.model.attention import attention_function
+from ar_omni_jax.model.attention import check_attention
 from ar_omni_jax.model.config import ConfigError, TransformerConfig
+from ar_omni_jax.model.layout import Layout, one_device
 from ar_omni_jax.model.norms import head_norm, rms_norm
 from ar_omni_jax.model.rope import apply_rope, rope_angles
 
@@ -113,7 +114,7 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        attention_function(config)  # refuse an unusable backend now, before anything is allocated
+        check_attention(config)  # refuse an unusable backend now, before anything is allocated
         self.config = config
         V, D = config.vocab_size, config.d_model
         std = 1.0 if config.norm_placement == "swin" else TABLE_STD
@@ -125,41 +126,45 @@ class Transformer(nnx.Module):
         if not config.tie_embeddings:
             self.output = _normal(config, rngs, ("embed", "vocab"), (D, V), TABLE_STD)
 
-    def __call__(self, tokens_BL, positions_BL, segment_ids_BL):
+    def __call__(self, tokens_BL, positions_BL, segment_ids_BL, layout: Layout | None = None):
         """Hidden states [B, L, D] after the final norm, in the compute dtype.
 
         Args:
           tokens_BL: int32 ids.
           positions_BL: int32, each token's place in its document (RoPE).
           segment_ids_BL: int32, the document in the row; 0 = padding.
+          layout: of the mesh that the arrays are on; None on one device.
         """
         c = self.config
         if tokens_BL.shape[1] > c.max_length:
             raise ConfigError(
                 f"TransformerConfig.max_length = {c.max_length}: got a row of {tokens_BL.shape[1]} tokens"
             )
-        attention = attention_function(c)
+        layout = layout or one_device(c)
         hidden, _ = self.run_blocks(
-            self.embed(tokens_BL),
+            self.embed(tokens_BL, layout),
             rope_angles(positions_BL, c.head_dim, c.rope_theta),
-            lambda q, k, v: (attention(q, k, v, segment_ids_BL), None),
+            lambda q, k, v: (layout.attention(q, k, v, segment_ids_BL), None),
+            layout,
         )
         return self.finish(hidden)
 
-    def embed(self, tokens_BL):
+    def embed(self, tokens_BL, layout: Layout):
         """Token ids -> [B, L, D] in the compute dtype."""
-        x = self.embedding[...][tokens_BL].astype(self.config.dtype)
-        return x * math.sqrt(self.config.d_model) if self.config.tie_embeddings else x
+        x = layout.look_up(self.embedding[...], tokens_BL, self.config.dtype)
+        return layout.hidden(x * math.sqrt(self.config.d_model) if self.config.tie_embeddings else x)
 
-    def run_blocks(self, x_BLD, angles, attend):
+    def run_blocks(self, x_BLD, angles, attend, layout: Layout):
         """All blocks; returns (x_BLD, the `extra` of every layer's `attend`, stacked on a leading axis)."""
         graph, weights = nnx.split(self.blocks)
 
         def layer(x, layer_weights):
-            return nnx.merge(graph, layer_weights)(x, angles, attend)
+            x, extra = nnx.merge(graph, layout.weights(layer_weights))(x, angles, attend)
+            return layout.hidden(x), extra
 
-        unroll = 1 if self.config.scan_layers else self.config.num_layers
-        return jax.lax.scan(remat.apply_remat(layer, self.config.remat), x_BLD, weights, unroll=unroll)
+        scanned = self.config.scan_layers
+        layer = remat.apply_remat(layer, self.config.remat, looped=scanned, gathers=layout.gathers)
+        return jax.lax.scan(layer, x_BLD, weights, unroll=1 if scanned else self.config.num_layers)
 
     def finish(self, x_BLD):
         """The final norm."""

@@ -1,4 +1,4 @@
-"""The device mesh: four named axes, any of them 1."""
+"""The device mesh: four named axes, any of them 1; over several slices, `data` crosses them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 # data: replicas of the model, each with its rows of the batch. fsdp: rows of the batch too, and the weights'
@@ -28,7 +30,7 @@ def mesh_shape(sizes: Mapping[str, int], device_count: int) -> tuple[int, ...]:
     if unknown:
         raise MeshError(f"unknown mesh axes {unknown}; the axes are {', '.join(MESH_AXES)}")
     shape = [int(sizes.get(axis, 1)) for axis in MESH_AXES]
-    described = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
+    described = _described(shape)
     if any(size < 1 and size != -1 for size in shape):
         raise MeshError(f"mesh {described}: sizes are positive, or -1 for 'the remaining devices'")
     if shape.count(-1) > 1:
@@ -42,11 +44,44 @@ def mesh_shape(sizes: Mapping[str, int], device_count: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def _described(shape: Sequence[int]) -> str:
+    return " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
+
+
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with MESH_AXES over `devices` (default: all of them, on all hosts); MeshError when impossible.
+
+    Devices of several slices (TPU devices with different `slice_index`, connected by the data centre's network
+    alone): `data` is the axis that crosses slices, its slowest part, so that only gradients, once a step, go over
+    that network; every other axis stays within a slice.
 
     `sizes`: axis -> size, e.g. {"data": -1, "tensor": 2}; see `mesh_shape`.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = mesh_shape(sizes, len(devices))
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = slice_count(devices)
+    if slices > 1:
+        return Mesh(_across_slices(shape, slices, devices), MESH_AXES, axis_types=types)
+    if len({getattr(device, "slice_index", None) for device in devices}) > 1:  # hosts of GPUs, which make_mesh refuses
+        return Mesh(mesh_utils.create_device_mesh(shape, devices), MESH_AXES, axis_types=types)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+
+
+def slice_count(devices: Sequence[jax.Device]) -> int:
+    """Number of TPU slices that the devices belong to. GPUs name their hosts so, whose network carries any axis: 1."""
+    return len({(getattr(device, "slice_index", None) or 0) if device.platform == "tpu" else 0 for device in devices})
+
+
+def _across_slices(shape: tuple[int, ...], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    data = shape[0]
+    if data % slices:
+        raise MeshError(
+            f"mesh {_described(shape)} over {slices} slices: data = {data} must be a multiple of {slices}, because "
+            f"only the data axis crosses slices; set mesh.data to {slices} times the replicas within a slice"
+        )
+    within, across = (data // slices, *shape[1:]), (slices, 1, 1, 1)
+    try:
+        return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    except (ValueError, NotImplementedError) as error:
+        raise MeshError(f"mesh {_described(shape)} over {slices} slices: {error}") from error

@@ -156,6 +156,11 @@ def batch_spec(rules: LogicalRules, mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
+def spec_axes(entry) -> tuple[str, ...]:
+    """The mesh axes of one entry of a PartitionSpec: None, a name, or several."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
 def axis_product(axes: tuple[str, ...], mesh: Mesh) -> int:
     """Number of shards that `axes` make together."""
     return math.prod(mesh.shape[axis] for axis in axes)

@@ -20,9 +20,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ar_omni_jax.model.config import TransformerConfig
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.parallel import sharding
+from ar_omni_jax.parallel.layout import mesh_layout
 from ar_omni_jax.parallel.rows import global_array, rows_here
 from ar_omni_jax.training import losses, perceptual
 from ar_omni_jax.training.losses import LossConfig
+from ar_omni_jax.training.mesh_losses import mesh_token_losses
 from ar_omni_jax.training.optimizer import OptimizerConfig, make_optimizer
 from ar_omni_jax.training.perceptual import FrozenImageDecoder
 from ar_omni_jax.training.state import TrainState, model_from_params, model_logical_axes, model_params
@@ -76,6 +78,8 @@ class Trainer:
         self.model_config, self.vocabulary, self.mesh = model_config, vocabulary, mesh
         self.loss, self.optimizer = LossConfig.of(loss), OptimizerConfig.of(optimizer)
         self.rules = rules or sharding.LogicalRules()
+        self.layout = mesh_layout(model_config, mesh, self.rules)
+        self.token_losses = mesh_token_losses(mesh, self.rules, self.loss)
         perceptual.check_depth(self.loss, image_decoder, vocabulary)
         self.frozen = image_decoder
         self.tx, self.schedule = make_optimizer(self.optimizer, total_steps)
@@ -199,12 +203,9 @@ class Trainer:
     def _forward(self, params, frozen, batch):
         """(next-token objective, perceptual sum, sums) of one micro-batch; the first two carry gradients."""
         model = model_from_params(self.model_config, params["model"])
-        hidden = model(batch["tokens"], batch["positions"], batch["segment_ids"])
+        hidden = model(batch["tokens"], batch["positions"], batch["segment_ids"], self.layout)
         weights = batch["loss_weights"]
-        rows = sharding.axis_product((*self.rules.batch, *self.rules.length), self.mesh)
-        tokens = losses.token_losses(
-            hidden, model.unembedding(), batch["targets"], weights, self.loss.z_loss, self.loss.chunk * rows
-        )
+        tokens = self.token_losses(hidden, model.unembedding(), batch["targets"], weights)
         term = perceptual.PerceptualSums(jnp.zeros(()), jnp.zeros(()))
         if frozen is not None:
             term = perceptual.perceptual_sums(

@@ -1,4 +1,4 @@
-"""CIDEr-D against pycocoevalcap's own figures (golden file), against a plain second implementation, and its properties."""
+"""CIDEr-D against pycocoevalcap's own figures (golden file) and a plain second implementation; its properties."""
 
 import json
 import math

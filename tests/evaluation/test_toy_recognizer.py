@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
+from ar_omni_jax.evaluation.metrics.wer import word_error_rate
 from ar_omni_jax.evaluation.recognizer import Recognizer, RecognizerError
-from ar_omni_jax.evaluation.wer import word_error_rate
 from data_pipelines.toyworld import vocabulary_words
 from data_pipelines.toyworld.documents import VOICES, make_plan
 

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("pocketsphinx")
 pytest.importorskip("espeakng_loader")
 
+from ar_omni_jax.evaluation.metrics.wer import word_error_rate
 from ar_omni_jax.evaluation.recognizer import Recognizer
-from ar_omni_jax.evaluation.wer import word_error_rate
 from ar_omni_jax.tokenizers.speech import DEFAULT_PREFIX, SpeechTokenizer
 from data_pipelines.toyworld import caption, random_scene
 from data_pipelines.toyworld.documents import PITCH, VOICES, WORDS_PER_MINUTE

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ar_omni_jax.evaluation.wer import edit_counts, edit_distance, normalize, word_error_rate, word_errors
+from ar_omni_jax.evaluation.metrics.wer import edit_counts, edit_distance, normalize, word_error_rate, word_errors
 
 WORDS = st.lists(st.sampled_from(["red", "blue", "circle", "a", "at"]), max_size=8)
 

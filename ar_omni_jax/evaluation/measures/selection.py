@@ -1,0 +1,84 @@
+"""Which measures a task gets: those asked for, or the toy world's own where its scenes are there, or the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ar_omni_jax.documents import Document, DocumentError
+from ar_omni_jax.evaluation.judges.embedders import load_embedder
+from ar_omni_jax.evaluation.judges.picture_features import load_feature_extractor
+from ar_omni_jax.evaluation.judges.plugins import JudgeError
+from ar_omni_jax.evaluation.judges.recognizers import load_recognizer
+from ar_omni_jax.evaluation.manifest import is_toy
+from ar_omni_jax.evaluation.measures import Measure
+from ar_omni_jax.evaluation.measures.caption_cider import CaptionCider
+from ar_omni_jax.evaluation.measures.clip_similarity import ClipSimilarity
+from ar_omni_jax.evaluation.measures.picture_distance import PictureDistance
+from ar_omni_jax.evaluation.measures.toy_attributes import ToyAttributes
+from ar_omni_jax.evaluation.measures.word_error_rate import WordErrorRate
+
+METRICS = {  # in the order in which they are printed
+    "asr": ("wer",),
+    "tts": ("wer",),
+    "caption": ("attributes", "cider"),
+    "t2i": ("attributes", "clip", "fid"),
+}
+KNOWN = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
+
+
+def select(
+    documents: Mapping[str, Sequence[Document]],
+    wanted: Sequence[str],
+    root: Path,
+    *,
+    recognizer: str | None = None,
+    normalizer: str | None = None,
+    clip: str = "clip",
+    fid: str = "cleanfid",
+    listen: bool = True,
+) -> dict[str, list[Measure]]:
+    """{task: measures, the first of which gives the task's own figure}; tasks without documents or measures left out.
+
+    Args:
+      documents: by task. wanted: names of METRICS; none means each task's usual one. root: of relative paths.
+      recognizer, clip, fid: judges as on the command line. normalizer: of `metrics.normalizers`. None: pocketsphinx
+        and "words" for the toy world, Whisper and "whisper" otherwise. listen: False judges no speech.
+    Raises JudgeError for judges that cannot be had and metrics that no document's task has; DocumentError where the
+    toy world's are asked for documents without scenes.
+    """
+    present = {task: rows for task, rows in documents.items() if rows and (listen or task != "tts")}
+    names = {task: _names(task, rows, wanted) for task, rows in present.items()}
+    idle = [name for name in wanted if not any(name in found for found in names.values())]
+    if idle or not any(names.values()):
+        tasks = ", ".join(present) or "that is judged"
+        raise JudgeError(f"--metrics={','.join(idle)}: not of task {tasks}; a task's metrics: {_overview()}")
+    make = {
+        "attributes": lambda task, toy: ToyAttributes(task),
+        "cider": lambda task, toy: CaptionCider(),
+        "clip": lambda task, toy: ClipSimilarity(load_embedder(clip), root),
+        "fid": lambda task, toy: PictureDistance(load_feature_extractor(fid), root),
+        "wer": lambda task, toy: WordErrorRate(
+            normalizer or ("words" if toy else "whisper"),
+            load_recognizer(recognizer or ("pocketsphinx" if toy else "whisper")) if task == "tts" else None,
+        ),
+    }
+    return {
+        task: [make[name](task, is_toy(present[task])) for name in found] for task, found in names.items() if found
+    }
+
+
+def _names(task: str, documents: Sequence[Document], wanted: Sequence[str]) -> list[str]:
+    usual = ["wer"] if task in ("asr", "tts") else ["attributes"] if is_toy(documents) else [METRICS[task][1]]
+    names = [name for name in METRICS[task] if name in wanted] if wanted else usual
+    without = [d.id for d in documents if "scene" not in d.meta]
+    if "attributes" in names and without:
+        raise DocumentError(
+            f"document {without[0]!r} ({len(without)} in all): meta.scene is missing; attributes can be judged "
+            "in the toy world's pictures and captions alone"
+        )
+    return names
+
+
+def _overview() -> str:
+    return "; ".join(f"{task}: {', '.join(names)}" for task, names in METRICS.items())

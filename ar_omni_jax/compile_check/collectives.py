@@ -72,11 +72,13 @@ def find_collectives(program: Program, devices: int, slices: int = 1) -> list[Co
 
 
 def _bytes(instruction: Instruction, computation: Computation, kind: str) -> int:
-    """Bytes of the larger side. "-start" gives both sides in one tuple."""
+    """Bytes of the larger side; "-start" results in both sides, in one tuple."""
     results = sum(array.bytes for array in instruction.results)
     given = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
     operands = sum(array.bytes for source in given for array in source.results)
-    if instruction.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
+    if instruction.opcode == "collective-permute-start":  # (source, destination, semaphores)
+        results = instruction.results[1].bytes
+    elif instruction.opcode == "all-gather-start":
         results = max(results - operands, 0)
     return results if kind in ("all-gather", "collective-permute") else max(operands, results if not given else 0)
 

@@ -24,8 +24,9 @@ def prepare(target: Target) -> None:
     if target.chip.platform == "tpu":
         # No TPU to ask about; and a second process must not stumble over the first one's lock file.
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_MIN_LOG_LEVEL": "3"}
-        os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-        os.environ.setdefault("TPU_LOG_DIR", "disabled")
+        # Without these it complains at length that it is on no TPU.
+        quiet = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_STDERR_LOG_LEVEL": "3", "TPU_LOG_DIR": "disabled"}
+        os.environ |= {name: value for name, value in quiet.items() if name not in os.environ}
     else:
         # There is no GPU to try kernels on.
         flags = os.environ.get("XLA_FLAGS", "")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 BYTES = {"pred": 1, "token": 0, "opaque": 0, "bf16": 2, "c64": 8, "c128": 16}
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*->.*\{")
+_END = re.compile(r"^\}(?:, execution_thread=\S*)?\s*$")
 _NAME = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = ")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _COMMENT = re.compile(r"/\*.*?\*/")
@@ -135,12 +136,10 @@ def parse(text: str) -> Program:
     """The program of `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
-        if not line.startswith((" ", "}")) and (head := _HEAD.match(line)):
+    for line in _whole_lines(text):
+        if head := _HEAD.match(line):
             current = computations[head[2]] = Computation(head[2])
             entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            current = None
         elif current is not None and (instruction := _instruction(line)):
             current.instructions[instruction.name] = instruction
     if not entry:
@@ -148,6 +147,20 @@ def parse(text: str) -> Program:
     program = Program(computations, entry)
     _count(program, entry, 1, entry)
     return program
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Heads of computations and whole instructions; metadata of kernels may run over several lines."""
+    waiting = ""
+    for line in text.splitlines():
+        if _NAME.match(line) or _HEAD.match(line) or _END.match(line):
+            if waiting:
+                yield waiting
+            waiting = "" if _END.match(line) else line
+        elif waiting:
+            waiting += line
+    if waiting:
+        yield waiting
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -196,7 +209,7 @@ def _count(program: Program, name: str, times: int, home: str) -> None:
     for instruction in computation.instructions.values():
         called = instruction.called
         if instruction.opcode == "while":
-            turns = _turns(program, instruction)
+            turns = _turns(program, computation, instruction)
             program.unknown_loops += turns is None
             _count(program, called.get("body", ""), times * (1 if turns is None else turns), called.get("body", ""))
         elif instruction.opcode == "conditional":
@@ -211,13 +224,28 @@ def _count(program: Program, name: str, times: int, home: str) -> None:
             _count(program, called["to_apply"], times, home)
 
 
-def _turns(program: Program, loop: Instruction) -> int | None:
-    """How often a loop's body runs: as the compiler says, or the constant that its counter stays below."""
+def _turns(program: Program, computation: Computation, loop: Instruction) -> int | None:
+    """How often a loop's body runs: as the compiler says, or counted from a counter that stays below a constant."""
     if match := _TRIPS.search(loop.rest):
         return int(match[1])
-    condition = program.computations.get(loop.called.get("condition", ""))
-    root = condition.root if condition else None
-    if root is None or root.opcode != "compare" or root.attribute("direction") != "LT":
+    body, condition = (program.computations.get(loop.called.get(role, "")) for role in ("body", "condition"))
+    test = condition.root if condition else None
+    if not body or not test or test.opcode != "compare" or test.attribute("direction") != "LT":
         return None
-    bound = condition.instructions[root.operands[1]]
-    return int(bound.rest) if bound.opcode == "constant" and bound.rest.isdigit() else None
+    bound = _constant(condition, test.operands[1])
+    index = condition.instructions[test.operands[0]].attribute("index")
+    given, result = computation.instructions[loop.operands[0]], body.root
+    if bound is None or not index or given.opcode != "tuple" or result is None or result.opcode != "tuple":
+        return None
+    start, counted = _constant(computation, given.operands[int(index)]), body.instructions[result.operands[int(index)]]
+    step = _constant(body, counted.operands[1]) if counted.opcode == "add" else None
+    return None if start is None or not step or step < 0 else max(0, -(-(bound - start) // step))
+
+
+def _constant(computation: Computation, name: str) -> int | None:
+    """The integer that a value is, through copies; None when it is computed."""
+    instruction = computation.instructions[name]
+    while instruction.opcode == "copy":
+        instruction = computation.instructions[instruction.operands[0]]
+    integer = instruction.opcode == "constant" and instruction.rest.lstrip("-").isdigit()
+    return int(instruction.rest) if integer else None

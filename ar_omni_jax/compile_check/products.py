@@ -10,10 +10,12 @@ import json
 import math
 import re
 
-from ar_omni_jax.compile_check.hlo import Array, Computation, Instruction, Program
+from ar_omni_jax.compile_check.hlo import Computation, Instruction, Program
 
-# L x L products of attention kernels that the text shows as one call: forward 2, backward with recomputed scores 5.
-_KERNEL_PRODUCTS = {"fmhaSoftmaxBackward": 5, "fmhaSoftmax": 2}
+# L x L products of attention kernels that the text shows as one call. Forward 2, backward with recomputed scores 5;
+# splash has two kernels for the backward pass, each of which recomputes them.
+_CUDNN_PRODUCTS = {"fmhaSoftmaxBackward": 5, "fmhaSoftmax": 2}
+_SPLASH_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
 def product_flops(program: Program) -> tuple[int, list[str]]:
@@ -95,15 +97,17 @@ def _custom(computation: Computation, instruction: Instruction) -> int | None:
         left = computation.operand(instruction, 0)
         return 2 * instruction.results[0].size * math.prod(left.shape[int(d)] for d in json.loads(match[1]))
     if "fmha" in target:
-        products = next(n for name, n in _KERNEL_PRODUCTS.items() if name in target)
-        return products * _attention_product(computation.operand(instruction, 0), instruction)
+        products = next(n for name, n in _CUDNN_PRODUCTS.items() if name in target)
+        batch, length, heads, width = computation.operand(instruction, 0).shape
+        causal = re.search(r'"mask_type":\s*"[A-Z_]*CAUSAL"', instruction.rest)
+        return products * _attention_product(batch, heads, length, width) * (1 if causal else 2)
     if target == "tpu_custom_call":
-        return None
+        products = next((n for name, n in _SPLASH_PRODUCTS.items() if instruction.name.startswith(name)), None)
+        shape = next((array.shape for array in reversed(instruction.results) if array.dtype == "bf16"), ())
+        return None if products is None or len(shape) != 4 else products * _attention_product(*shape)
     return 0
 
 
-def _attention_product(query: Array, instruction: Instruction) -> int:
-    """One product of L x L scores with K channels, half of it where the kernel knows the causal mask."""
-    batch, length, heads, width = query.shape
-    causal = re.search(r'"mask_type":\s*"[A-Z_]*CAUSAL"', instruction.rest)
-    return 2 * batch * heads * length * length * width // (2 if causal else 1)
+def _attention_product(batch: int, heads: int, length: int, width: int) -> int:
+    """One product of L x L scores with K channels, its causal half."""
+    return batch * heads * length * length * width

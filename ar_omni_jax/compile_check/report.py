@@ -65,10 +65,7 @@ def _performance(compiled: Compiled, target: Target) -> dict[str, Any]:
     useful = compiled.trainer.model_config.flops_per_token(compiled.length) * tokens / target.devices
     notes = []
     if unknown:
-        # An attention kernel's own products: the formula's share of a forward and a flash-attention backward pass.
-        attention = attention_kernel_flops(compiled, target.devices)
-        products += attention
-        notes.append(f"{len(unknown)} kernels show no products; attention counted by formula: {attention:.3g} FLOP")
+        notes.append(f"products of unknown kernels are not counted: {', '.join(sorted(unknown)[:4])}")
     if program.unknown_loops:
         notes.append(f"{program.unknown_loops} loops of unknown length counted as one turn")
     traffic = memory_bytes(program)
@@ -95,15 +92,6 @@ def _performance(compiled: Compiled, target: Target) -> dict[str, Any]:
             "assumptions": roofline.assumptions(target),
         },
     }
-
-
-def attention_kernel_flops(compiled: Compiled, devices: int) -> float:
-    """Operations of a step's attention kernels on a device: 2 products forward, 5 backward, 2 more where the policy
-    runs the forward pass again; the causal half of the scores."""
-    model = compiled.trainer.model_config
-    again = 0 if model.remat in ("none", "zero_recompute", "save_attention") else 2
-    one = compiled.rows * compiled.length**2 * model.num_heads * model.head_dim  # 2 L L / 2
-    return (7 + again) * one * model.num_layers / devices
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
@@ -153,19 +141,22 @@ def _join(values: dict[str, Any]) -> str:
 def _memory_lines(result: dict[str, Any]) -> list[str]:
     found = result["memory_bytes"]
     lines = ["memory of a device"]
-    lines += [f"  {label:<56}{found[kind] / GIB:10.3f} GiB" for kind, label in KINDS.items() if found[kind]]
+    lines += [f"  {label:<56}{_size(found[kind])}" for kind, label in KINDS.items() if found[kind]]
     limit = result["limit_bytes"] - result["headroom_bytes"]
-    lines.append(f"  {'total':<56}{found['total'] / GIB:10.3f} GiB of {limit / GIB:.2f}")
+    lines.append(f"  {'total':<56}{_size(found['total'])} of {limit / GIB:.2f} GiB")
     return lines
+
+
+def _size(count: float) -> str:
+    """Bytes in GiB, small ones in MiB."""
+    return f"{count / GIB:10.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:10.2f} MiB"
 
 
 def _collective_lines(result: dict[str, Any]) -> list[str]:
     lines = ["collectives of a step"]
     for kind, row in result["collectives"].items():
-        lines.append(
-            f"  {kind:<28}{row['runs']:>7,.0f} runs{row['bytes'] / GIB:11.2f} GiB"
-            f"{row['wire_bytes'] / GIB:11.2f} GiB into each device"
-        )
+        sizes = f"arrays of {_size(row['bytes'])}, {_size(row['wire_bytes'])} received"
+        lines.append(f"  {kind:<28}{row['runs']:>7,.0f} runs, {sizes}")
     return lines if len(lines) > 1 else ["no collectives: one device"]
 
 
@@ -191,10 +182,10 @@ def _roofline_lines(result: dict[str, Any]) -> list[str]:
     lines = ["least time of a step, each limit alone"]
     for name in ("compute", "memory", "links", "network"):
         if found[name]:
-            lines.append(f"  {name:<12}{found[name]:10.3f} s" + ("  <- the limit" if name == found["limit"] else ""))
+            lines.append(f"  {name:<20}{found[name]:10.4f} s" + ("  <- the limit" if name == found["limit"] else ""))
     for name, what in (("overlapped", "all at once"), ("serial", "one after the other")):
         lines.append(
-            f"  {what:<20}{found[name]:8.3f} s = {found[f'tokens_per_second_{name}']:,.0f} tokens/s, "
+            f"  {what:<20}{found[name]:10.4f} s = {found[f'tokens_per_second_{name}']:,.0f} tokens/s, "
             f"MFU {found[f'mfu_{name}']:.1%}"
         )
     lines.append("  a bound, not a forecast. It assumes:")

@@ -37,25 +37,28 @@ class Choice:
 
 
 _HALF_MOMENTS = (("optimizer.moment_dtype", "bfloat16"),)
-_BIG = {  # 95 GiB a chip: nothing needs to be recomputed
-    1300: (Choice("zero_recompute", 8), Choice("save_attention", 8), Choice("full", 8), Choice("full", 4)),
-    3456: (Choice("zero_recompute", 2), Choice("save_attention", 2), Choice("full", 2), Choice("full", 1)),
+
+
+def _choices(pretraining: int, instruction: int, others=(), policies=("zero_recompute", "save_attention", "full")):
+    """Remat policies from the fastest to the most frugal, with the rows a device of the two stages."""
+    return {
+        length: tuple(Choice(policy, rows, others) for policy in policies)
+        for length, rows in zip(STAGES.values(), (pretraining, instruction), strict=True)
+    }
+
+
+PLAN = {
+    "v5p-64": _choices(8, 4),
+    "v5p-8": _choices(8, 4),
+    "v5p-128": _choices(8, 4),
+    "2xv5p-64": _choices(8, 4),
+    "v6e-64": _choices(4, 1),
+    "v6e-256": _choices(4, 1),
+    "v5e-256": _choices(2, 1),
+    "v5e-64": _choices(2, 1),
+    "h200-8": _choices(16, 6),
+    "h200-1": _choices(8, 3, _HALF_MOMENTS),  # float32 moments and gradients would leave no room for activations
 }
-_MIDDLE = {  # 31 GiB a chip
-    1300: (Choice("zero_recompute", 4), Choice("save_attention", 4), Choice("full", 4), Choice("full", 2)),
-    3456: (Choice("zero_recompute", 1), Choice("save_attention", 1), Choice("full", 1)),
-}
-_SMALL = {  # 16 GiB a chip
-    1300: (Choice("save_attention", 2), Choice("full", 2), Choice("full", 1)),
-    3456: (Choice("save_attention", 1), Choice("full", 1)),
-}
-_ONE_GPU = {
-    1300: (Choice("zero_recompute", 8, _HALF_MOMENTS), Choice("full", 8, _HALF_MOMENTS)),
-    3456: (Choice("zero_recompute", 2, _HALF_MOMENTS), Choice("full", 2, _HALF_MOMENTS)),
-}
-PLAN = {name: _BIG for name in ("v5p-64", "v5p-8", "v5p-128", "2xv5p-64", "h200-8")}
-PLAN |= {name: _MIDDLE for name in ("v6e-64", "v6e-256")} | {name: _SMALL for name in ("v5e-256", "v5e-64")}
-PLAN |= {"h200-1": _ONE_GPU}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

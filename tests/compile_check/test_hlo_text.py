@@ -20,6 +20,14 @@ def test_every_instruction_is_read_with_its_arrays():
     assert program.computations["main"].root.name == "answer"
 
 
+def test_metadata_over_several_lines_ends_no_computation():
+    metadata = ', frontend_attributes={kernel_metadata={\n"block": "{\\"q\\": 512}"\n}}, metadata={op_name="kernel"}'
+    broken = STEP.replace("negate(%product)", "negate(%product)" + metadata)
+    body = parse(broken).computations["body"]
+    assert list(body.instructions) == list(parse(STEP).computations["body"].instructions)
+    assert body.instructions["near"].attribute("metadata") == '{op_name="kernel"}'
+
+
 def test_a_loop_runs_its_body_as_often_as_the_compiler_says():
     program = parse(STEP)
     assert program.times["main"] == 1 and program.times["body"] == 3
@@ -28,9 +36,15 @@ def test_a_loop_runs_its_body_as_often_as_the_compiler_says():
     assert "add" not in program.times  # what an all-reduce applies to each element is no work of its own
 
 
-def test_without_the_count_the_condition_tells_it_and_else_it_is_unknown():
+def test_without_the_count_the_counter_tells_it_and_else_it_is_unknown():
     silent = STEP.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
     assert parse(silent).times["body"] == 3
+    # A loop that the compiler has unrolled by two counts in twos.
+    twos = silent.replace("%one.2 = s32[] constant(1)", "%one.2 = s32[] constant(2)")
+    assert parse(twos).times["body"] == 2 and parse(twos).unknown_loops == 0
+    late = silent.replace("tuple(%nothing, %p0", "tuple(%begun, %p0")
+    late = late.replace("  %empty", "  %begun = s32[] constant(1)\n  %empty")
+    assert parse(late).times["body"] == 2
     unknown = parse(silent.replace("%three = s32[] constant(3)", "%three = s32[] get-tuple-element(%state.2), index=0"))
     assert unknown.times["body"] == 1 and unknown.unknown_loops == 1
 

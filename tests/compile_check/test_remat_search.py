@@ -51,14 +51,14 @@ def test_larger_batches_are_not_tried_where_a_smaller_one_failed(compiler, tmp_p
         *(("full", n) for n in (1, 2, 4, 8)),
     ]
     best = {(p["policy"], p["rows"]) for p in points if p["best"]}
-    # Full at 8 rows needs 18 GiB and save_attention 8 GiB less than its own 4 rows' 26: dominated ones are out.
-    assert ("full", 1) in best and ("full", 8) in best and ("zero_recompute", 4) not in best
     for point in points:
-        if point["best"]:
-            worse = [p for p in points if p["fits"] and p["memory_bytes"]["total"] <= point["memory_bytes"]["total"]]
-            assert max(p["roofline"]["tokens_per_second_serial"] for p in worse) == pytest.approx(
-                point["roofline"]["tokens_per_second_serial"]
-            )
+        if not point["fits"]:
+            continue
+        memory, speed = point["memory_bytes"]["total"], point["roofline"]["tokens_per_second_serial"]
+        others = [p for p in points if p["fits"] and p["memory_bytes"]["total"] <= memory and p is not point]
+        beaten = any(p["roofline"]["tokens_per_second_serial"] > speed for p in others)
+        assert point["best"] != beaten
+    assert ("full", 1) in best and ("zero_recompute", 4) not in best
     text = search.page(points, TARGET)
     assert text.index("worth having") < text.index("full              1") < text.index("the others")
     assert "11.00 GiB too many" in text and said[0].startswith("[1/12] zero_recompute")

@@ -39,6 +39,9 @@ EXTRAS = {
     "tfds": ["tensorflow-datasets>=4.9.9", "tensorflow-cpu", "importlib_resources"],
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
+    # Compiling for TPUs on a machine without one (python -m ar_omni_jax.compile_check). jax[tpu] knows which libtpu
+    # its own release needs.
+    "compile_tpu": ["jax[tpu]"],
 }
 EXTRAS["test"] = [
     *EXTRAS["demo"],
@@ -65,7 +68,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["ar_omni_jax", "ar_omni_jax.*", "data_pipelines", "data_pipelines.*"]),
-    package_data={"ar_omni_jax": ["tokenizers/assets/*", "evaluation/*.html", "ablation/*.html"]},
+    package_data={"ar_omni_jax": ["tokenizers/assets/*", "evaluation/*.html", "ablation/*.html", "compile_check/*.txtpb"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -68,7 +68,9 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["ar_omni_jax", "ar_omni_jax.*", "data_pipelines", "data_pipelines.*"]),
-    package_data={"ar_omni_jax": ["tokenizers/assets/*", "evaluation/*.html", "ablation/*.html", "compile_check/*.txtpb"]},
+    package_data={
+        "ar_omni_jax": ["tokenizers/assets/*", "evaluation/*.html", "ablation/*.html", "compile_check/*.txtpb"]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -64,7 +64,7 @@ class Saver:
             except SaveError as error:
                 self._started_step = self.saved_step
                 if not left or jax.process_count() > 1:
-                    raise
+                    raise self._last_words(error) from error
                 say(f"warning: {error}; trying again in {FINAL_PAUSE_S:.0f} s, {left} more")
                 time.sleep(FINAL_PAUSE_S)
         self.stall += time.monotonic() - start
@@ -102,10 +102,10 @@ class Saver:
     def _has_failed(self, step: int, error: SaveError) -> None:
         self._failed += 1
         if self._failed >= MAX_FAILED or jax.process_count() > 1:
-            saved = f"step {self.saved_step}" if self.saved_step > 0 else "none"
-            raise SaveError(
-                f"{error}. {self._failed} failed in a row; last checkpoint: {saved}. Make room, then run the same "
-                "command"
-            ) from error
+            raise self._last_words(f"{error}. {self._failed} saves failed in a row") from error
         self._retry_at = step + max(1, self._every // 10)
         say(f"warning: {error}. Training goes on; next try after step {self._retry_at}")
+
+    def _last_words(self, what: object) -> SaveError:
+        saved = f"step {self.saved_step}" if self.saved_step > 0 else "none"
+        return SaveError(f"{what}; last checkpoint: {saved}. Make room, then run the same command")

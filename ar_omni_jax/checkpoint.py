@@ -1,95 +1,67 @@
-"""All of Orbax: saving, keeping, restoring on any mesh, and loading weights for inference.
+"""The checkpoints of a run: saving, keeping, restoring the newest that is whole, and loading weights for inference.
 
-DIR/{step}/state         the train state, one array a leaf, named by its path ("params.model.embedding")
-DIR/{step}/description   JSON: `Description`, all that is not an array, with a checksum of every array
+DIR/{step}/              a checkpoint, see `checkpoint_format`
 DIR/corrupt-{step}-*     a checkpoint that could not be read when training resumed, set aside
 
-Orbax writes into a temporary folder and renames it, so a killed save leaves nothing behind that counts. What
-renaming cannot catch (a bad disk, a partial copy, a buffer that changed while it was written) the checksums do.
+A save that fails leaves the checkpoints before it as they were; its own leftovers are removed, since on a full disk
+they stand in the way of the next try.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
+import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ar_omni_jax.checkpoint_format import (
+    DESCRIPTION,
+    STATE,
+    CheckpointError,
+    CorruptCheckpointError,
+    Description,
+    State,
+    checksums,
+    named_leaves,
+    orbax_context,
+    read_description,
+    read_leaves,
+    read_state,
+    steps_in,
+    stored_arrays,
+    to_fields,
+)
 from ar_omni_jax.vocabulary import JointVocabulary
 
-SCHEMA_VERSION = 1
-STATE, DESCRIPTION = "state", "description"
+__all__ = [
+    *("DESCRIPTION", "MODEL_PREFIX", "SCHEMA_VERSION", "STATE"),
+    *("CheckpointError", "Checkpoints", "CorruptCheckpointError", "Description", "SaveError", "TrainedModel"),
+    *("checksums", "find_checkpoint", "load_arrays", "load_for_inference", "named_leaves", "orbax_context"),
+    *("place_leaves", "read_description", "read_state", "steps_in", "stored_arrays", "to_fields"),
+]
+
 MODEL_PREFIX = "params.model."
 
-State = Any  # a pytree of arrays
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """False for the tracebacks that Orbax logs, up to eight for one failed save: a SaveError tells it once."""
+    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read or used; the message says which, why and what to do."""
+logging.getLogger("absl").addFilter(_not_of_orbax)
 
 
-class CorruptCheckpointError(CheckpointError):
-    """The files of one checkpoint are damaged or incomplete; an older one may do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Description:
-    """The part of a checkpoint that is not arrays.
-
-    step: optimizer steps taken. loader_step: the data loader's whole state. config: the run's settings as plain
-    dicts. vocabulary: `JointVocabulary.to_dict()`. tokenizers: identities by name. data: identity of the data set.
-    progress: the loop's own sums since its last log line. checksums: uint32 by array name; `Checkpoints.save`
-    fills them in.
-    """
-
-    step: int
-    loader_step: int
-    config: Mapping[str, Any]
-    vocabulary: Mapping[str, Any]
-    vocabulary_fingerprint: str
-    tokenizers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    data: str = ""
-    progress: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
-
-
-# ------------------------------------------------------------------------------------------ names and checksums
-
-
-def named_leaves(tree: State) -> dict[str, Any]:
-    """{"params.model.embedding": leaf, ...}: a flat view that does not depend on the tree's classes."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _name(path) -> str:
-    keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
-    # An nnx.Variable is a node with one child called `value`: no part of the name.
-    return ".".join(keys[:-1] if len(keys) > 1 and keys[-1] == "value" else keys)
-
-
-@jax.jit
-def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    def checksum(x):
-        if x.dtype == jnp.bool_:
-            x = x.astype(jnp.uint8)
-        bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32))
-        # Integer addition wraps and commutes, so the sum is the same on every mesh.
-        return jnp.sum(bits, dtype=jnp.uint32)
-
-    return jax.tree.map(checksum, leaves)
-
-
-def checksums(leaves: dict[str, jax.Array]) -> dict[str, int]:
-    """uint32 sum of the bits of each array, exact and independent of its sharding."""
-    return {name: int(value) for name, value in jax.device_get(_checksums(leaves)).items()}
+class SaveError(CheckpointError):
+    """A save that failed. The state in memory and the checkpoints before it are as they were: it can be tried again."""
 
 
 # ------------------------------------------------------------------------------------------------------ writing
@@ -100,15 +72,6 @@ class _AlwaysSave:
 
     def should_save(self, step, previous_steps, *, context) -> bool:
         return True
-
-
-def orbax_context() -> ocp.Context:
-    """The Orbax settings under which checkpoints are written and read."""
-    registry = ocp.handlers.local_registry()
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name=DESCRIPTION)
-    context = ocp.Context()
-    context.checkpointables.registry = registry
-    return context
 
 
 class Checkpoints:
@@ -132,20 +95,43 @@ class Checkpoints:
         self._preservation = policies.AnyPreservationPolicy(kept)
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._pending: tuple[int, ocp.AsyncResponse] | None = None
+        self._bytes, self._started, self._ended = 0, 0.0, None
+        self.seconds = 0.0  # from the start to the end of the last save that succeeded
 
     def save(self, state: State, description: Description) -> None:
-        """Starts writing; returns once the state may change. Waits for (and reports on) the save before it."""
+        """Starts writing; returns once the state may change. Waits for the save before it; SaveError if that failed."""
         self.wait()
         leaves = named_leaves(state)
+        self._bytes = sum(leaf.nbytes for leaf in leaves.values())
         description = dataclasses.replace(description, checksums=checksums(leaves))
-        items = {STATE: leaves, DESCRIPTION: dataclasses.asdict(description)}
+        items = {STATE: leaves, DESCRIPTION: to_fields(description)}
+        self._started, self._ended = time.monotonic(), None
+
+        def ended(_):
+            self._ended = time.monotonic()
+
         try:
-            self._pending = description.step, self._open().save_checkpointables_async(description.step, items)
+            response = self._open().save_checkpointables_async(description.step, items)
+            response.on_complete(ended)
         except Exception as error:
             raise self._failure(description.step, error) from error
+        self._pending = description.step, response
+
+    def poll(self) -> bool:
+        """Whether nothing is being written, found out without waiting; SaveError when the last save failed."""
+        if self._pending is not None:
+            try:
+                self._pending[1].result(timeout=0)
+            except TimeoutError:  # not done yet, or done with a TimeoutError of its own
+                if self._checkpointer.is_saving_in_progress():
+                    return False
+            except Exception:  # `wait` tells it
+                pass
+        self.wait()
+        return True
 
     def wait(self) -> None:
-        """Returns when nothing is being written; CheckpointError when the last save failed."""
+        """Returns when nothing is being written; SaveError when the last save failed."""
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
@@ -153,13 +139,34 @@ class Checkpoints:
             response.result()
         except Exception as error:
             raise self._failure(step, error) from error
+        # The end is noted by another thread, perhaps a moment from now.
+        self.seconds = (self._ended or time.monotonic()) - self._started
 
-    def _failure(self, step: int, error: Exception) -> CheckpointError:
-        return CheckpointError(f"saving step {step} under {self.directory} failed: {error}. Is the disk full?")
+    def _failure(self, step: int, error: Exception) -> SaveError:
+        try:
+            free = f"{shutil.disk_usage(self.directory).free / 1e9:,.3g} GB are free there"
+        except OSError:
+            free = "the folder is gone"
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
+        self._forget_failed_save(step)
+        return SaveError(
+            f"saving step {step} under {self.directory} failed: {type(error).__name__}: {reason}. Is the disk full, or "
+            f"the folder no longer writable? A checkpoint takes up to {self._bytes / 1e9:,.3g} GB, {free}"
+        )
+
+    def _forget_failed_save(self, step: int) -> None:
+        """Orbax is opened anew for the next save, and the part that was written makes room."""
+        checkpointer, self._checkpointer = self._checkpointer, None
+        with contextlib.suppress(Exception):  # it tells the same failure again
+            checkpointer.close()
+        if jax.process_index() == 0:
+            for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def _open(self) -> ocp.training.Checkpointer:
         # Opened at the first save: Orbax lists the folder once, and `restore_latest` may move things in it.
         if self._checkpointer is None:
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
                 context=orbax_context(),
@@ -194,8 +201,8 @@ class Checkpoints:
                 check(description)
                 return read_state(path, abstract_state, description), description
             except CorruptCheckpointError as error:
-                logging.warning("%s Going back to the checkpoint before it.", error)
-                self._set_aside(path)
+                kept = self._set_aside(path)
+                logging.warning("%s It is set aside as %s; going back to the checkpoint before it.", error, kept.name)
         if steps or any(self.directory.glob("corrupt-*")):  # a second start must not begin anew in silence either
             raise CheckpointError(
                 f"none of the checkpoints under {self.directory} can be read (set aside as corrupt-*); start afresh in "
@@ -203,115 +210,17 @@ class Checkpoints:
             )
         return None
 
-    def _set_aside(self, path: Path) -> None:
+    def _set_aside(self, path: Path) -> Path:
+        n = 0
+        while (target := path.with_name(f"corrupt-{path.name}-{n}")).exists():
+            n += 1
+        if jax.process_count() > 1:  # all have looked at the names before one changes them
+            multihost_utils.sync_global_devices(f"look at {path.name}")
         if jax.process_index() == 0:
-            n = 0
-            while (target := path.with_name(f"corrupt-{path.name}-{n}")).exists():
-                n += 1
             path.rename(target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {path.name}")
-
-
-# ------------------------------------------------------------------------------------------------------ reading
-
-
-def steps_in(directory: str | Path) -> list[int]:
-    """Steps with a finished checkpoint, ascending."""
-    directory = Path(directory)
-    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []
-
-
-def read_description(path: str | Path) -> Description:
-    """The description of the checkpoint in `path`; CheckpointError for another schema version."""
-    path = Path(path).absolute()
-    try:
-        with orbax_context():
-            fields = ocp.load_checkpointables(path, {DESCRIPTION: None})[DESCRIPTION]
-        version = fields["schema_version"]
-    except Exception as error:
-        _reraise_when_memory_is_short(error)
-        raise CorruptCheckpointError(f"checkpoint {path}: the description is unreadable ({_short(error)}).") from error
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"checkpoint {path} has schema version {version}, this program reads {SCHEMA_VERSION}; use the version "
-            "of the program that wrote it"
-        )
-    return Description(**fields)
-
-
-def read_state(path: str | Path, abstract_state: State, description: Description) -> State:
-    """The arrays of the checkpoint in `path`, placed as `abstract_state` says, checked against the checksums.
-
-    Raises CheckpointError naming the arrays whose shape differs, CorruptCheckpointError for damaged files.
-    """
-    path = Path(path).absolute()
-    wanted = named_leaves(abstract_state)
-    stored = stored_arrays(path)
-    _require_same_arrays(path, {k: (tuple(v.shape), v.dtype) for k, v in wanted.items()}, stored)
-    leaves = _read_leaves(path, wanted, description)
-    return jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[name] for name in wanted])
-
-
-def stored_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """(shape, dtype) of every array of the checkpoint in `path`, by name."""
-    try:
-        with orbax_context():
-            metadata = ocp.checkpointables_metadata(path).metadata[STATE]
-        return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in metadata.items()}
-    except Exception as error:
-        _reraise_when_memory_is_short(error)
-        raise CorruptCheckpointError(
-            f"checkpoint {path}: the list of arrays is unreadable ({_short(error)})."
-        ) from error
-
-
-def _require_same_arrays(path: Path, wanted: Mapping, stored: Mapping) -> None:
-    differences = []
-    for name in sorted(wanted.keys() | stored.keys()):
-        if wanted.get(name) != stored.get(name):
-            there, here = (
-                f"{found[name][1]}{list(found[name][0])}" if name in found else "nothing" for found in (stored, wanted)
-            )
-            differences.append(f"{name}: {there} in the checkpoint, {here} in this run")
-    if differences:
-        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise CheckpointError(
-            f"checkpoint {path} is of another model or optimizer: {'; '.join(differences[:5])}{more}. "
-            "Use its config, or another --workdir"
-        )
-
-
-def _read_leaves(path: Path, wanted: Mapping[str, Any], description: Description) -> dict[str, jax.Array]:
-    """The arrays named in `wanted` (ShapeDtypeStructs); all others stay on disk."""
-    abstract = {name: wanted.get(name, ocp.PLACEHOLDER) for name in stored_arrays(path)}
-    try:
-        with orbax_context():
-            loaded = ocp.load_checkpointables(path, {STATE: abstract})[STATE]
-    except Exception as error:
-        _reraise_when_memory_is_short(error)
-        raise CorruptCheckpointError(f"checkpoint {path}: the arrays are unreadable ({_short(error)}).") from error
-    leaves = {name: loaded[name] for name in wanted}
-    bad = [name for name, value in checksums(leaves).items() if value != description.checksums.get(name)]
-    if bad:
-        raise CorruptCheckpointError(f"checkpoint {path}: the contents of {', '.join(bad[:5])} have changed on disk.")
-    return leaves
-
-
-def _reraise_when_memory_is_short(error: BaseException | None) -> None:
-    """A machine without memory says nothing about the files: such an error must not set a good checkpoint aside."""
-    cause = error
-    while cause is not None:
-        if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause):
-            raise error
-        cause = cause.__cause__
-
-
-def _short(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+        return target
 
 
 # ---------------------------------------------------------------------------------------------------- inference
@@ -349,7 +258,7 @@ def load_arrays(
         place = sharding.get(name.removeprefix(prefix)) if isinstance(sharding, Mapping) else sharding
         if name.startswith(prefix) and place is not None:
             wanted[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-    leaves = _read_leaves(path, wanted, description)
+    leaves = read_leaves(path, wanted, description)
     return {name.removeprefix(prefix): leaf for name, leaf in leaves.items()}, description
 
 

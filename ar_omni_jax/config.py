@@ -136,7 +136,9 @@ _TRAIN = {
     "checkpoint_every": Key(500, "steps between checkpoints; one is always written at the end", 1),
     "keep_checkpoints": Key(3, "newest checkpoints kept", 1),
     "keep_every": Key(0, "checkpoints at multiples of it are kept for ever; 0: none", 0),
-    "max_skipped": Key(20, "non-finite steps in a row before giving up", 1),
+    "max_skipped": Key(20, "skipped steps in a row before giving up", 1),
+    "skip_spikes": Key(0.0, "skip steps whose loss or gradient norm is so many deviations above the median; 0: off", 0),
+    "hang_exit_s": Key(0.0, "seconds without progress after which the process ends with code 75; 0: never", 0.0),
     "init_from": Key("", "workdir or checkpoint whose weights a new run starts from"),
 }
 _SECTIONS = (("model", _MODEL), ("data", _DATA), ("loss", _LOSS), ("optimizer", _OPTIMIZER))
@@ -147,8 +149,12 @@ KEYS |= {f"{section}.{name}": key for section, keys in _SECTIONS for name, key i
 # Keys of the model that change how it is computed, not what it is.
 _COMPUTE = {f"model.{k}" for k in ("dtype", "attention", "packed_rows", "remat", "scan_layers", "max_length")}
 # Keys that may change between a run and its resumption without a word.
-_FREE = {f"train.{k}" for k in _TRAIN if k not in ("steps", "init_from")} | {f"mesh.{k}" for k in _MESH}
-_FREE |= {"data.path", "data.prepare", "train.init_from"}
+_COURSE = ("steps", "skip_spikes")  # keys of `train` that change what is learned
+_FREE = {f"train.{k}" for k in _TRAIN if k not in _COURSE} | {f"mesh.{k}" for k in _MESH}
+_FREE |= {"data.path", "data.prepare"}
+# Keys whose change gives the state other arrays: each with what of its value decides which arrays there are.
+_ARRAYS = {"optimizer.moment_dtype": str, "loss.perceptual_weight": bool}
+_ARRAYS |= {f"optimizer.{k}": bool for k in ("muon_lr", "weight_decay", "clip_norm")}
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -313,14 +319,17 @@ def _metric(value: float) -> str:
 def changes_on_resume(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(refused, warned): what differs between the config of a checkpoint and today's, in words.
 
-    Refused: another model. Warned: what alters the course of training (data, loss, optimizer, steps).
+    Refused: another model, or an optimizer with other arrays. Warned: what alters the course of training (data, loss,
+    optimizer, steps). A key that the checkpoint does not know yet had its default's effect.
     """
-    old, new = flatten(saved), flatten(current)
+    defaults = {name: key.default for name, key in KEYS.items()}
+    old, new = defaults | flatten(saved), defaults | flatten(current)
     refused, warned = [], []
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) == new.get(name) or name in _FREE:
+        before, now = old.get(name), new.get(name)
+        if before == now or name in _FREE:
             continue
-        words = f"config.{name}: {old.get(name)!r} in the checkpoint, {new.get(name)!r} now"
-        another_model = name.startswith("model.") and name not in _COMPUTE
-        (refused if another_model or name == "data.tokenizers" else warned).append(words)
+        another = name.startswith("model.") and name not in _COMPUTE or name == "data.tokenizers"
+        another |= name in _ARRAYS and _ARRAYS[name](before) != _ARRAYS[name](now)
+        (refused if another else warned).append(f"config.{name}: {before!r} in the checkpoint, {now!r} now")
     return refused, warned

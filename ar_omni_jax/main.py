@@ -8,19 +8,22 @@ The same command resumes an interrupted run. WORKDIR gets
   samples/           text, PNG and WAV that the model made from held-out prompts
   config.json        the settings of the last start
   parameters.txt     every parameter with its shape and size
+  profile/           profiler traces, of --profile's steps or of those after SIGUSR1
   data/              only where the config makes its own data
 
 With --check it only reads the settings and says what follows from them: nothing is made, read or trained.
 
 Exit code: 0 when training finished, 128 + n when signal n (Ctrl-C: 130, SIGTERM: 143) ended it after the state was
-saved, 1 for an error, 2 for a wrong command line. A second signal ends the program at once. Several processes
-(--distributed) end alike: with the same signal's code, with 1 when one of them had an error, with 75 when one is lost.
+saved, 75 when it hung for config.train.hang_exit_s, 1 for an error, 2 for a wrong command line. A second signal ends
+the program at once. Several processes (--distributed) end alike: with the same signal's code, with 1 when one of them
+had an error, with 75 when one is lost. What may go wrong, what is lost then and what is said: docs/survival.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -43,10 +46,15 @@ from ar_omni_jax.parallel.mesh import MeshError, make_mesh
 from ar_omni_jax.parallel.sharding import ShardingError
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
-from ar_omni_jax.training.loop import FINISHED, Run, StopSignal, TrainingError, say, train
+from ar_omni_jax.training.accounting import describe_flops
+from ar_omni_jax.training.loop import FINISHED, Run, TrainingError, train
 from ar_omni_jax.training.losses import LossConfig, LossError
 from ar_omni_jax.training.optimizer import OptimizerConfig, OptimizerError
 from ar_omni_jax.training.perceptual import FrozenImageDecoder
+from ar_omni_jax.training.profiler import ProfileError, parse_steps
+from ar_omni_jax.training.progress import say
+from ar_omni_jax.training.signals import StopSignal
+from ar_omni_jax.training.spikes import SpikeConfig
 from ar_omni_jax.training.step import BatchError, Trainer
 from ar_omni_jax.vocabulary import VocabularyError, chameleon_vocabulary
 from data_pipelines.dataset_info import FILE_NAME, DatasetInfo, read_info
@@ -58,7 +66,7 @@ from data_pipelines.schema import SchemaError
 FOR_PEOPLE = (
     *(ConfigError, CheckpointError, TrainingError, VocabularyError, SchemaError, MixtureError, TokenizerError),
     *(LossError, OptimizerError, MeshError, ShardingError, BatchError, DocumentError, prepare.PrepareError, OSError),
-    HostError,
+    *(HostError, ProfileError),
 )
 
 
@@ -69,13 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = StopSignal()
     try:
         config = load_config(options.config, overrides)
+        profile = parse_steps(options.profile) if options.profile else None
         if options.check:
             say(check_settings(config))
             return 0
         with together() if options.distributed else contextlib.nullcontext():
             make_workdir(options.workdir)
             with only_writer(options.workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-                run = assemble(config, options.workdir)
+                run = dataclasses.replace(
+                    assemble(config, options.workdir),
+                    profile=profile,
+                    preemption_notice=options.preemption_notice,
+                    grace_s=options.grace,
+                )
                 stop.install()
                 outcome = train(run, stop)
     except FOR_PEOPLE as error:
@@ -103,6 +117,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace
         action="store_true",
         help="one of several processes: on Cloud TPU, Slurm and MPI they find each other; elsewhere by "
         "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+    )
+    parser.add_argument(
+        "--profile", metavar="START:STOP", help="write a profiler trace of these steps, the first and the last of them"
+    )
+    parser.add_argument(
+        "--preemption_notice",
+        default="",
+        metavar="gce|URL",
+        help="a page that says TRUE when this machine is to be taken away, asked every few seconds: save, then stop",
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="between SIGTERM and the kill; a save that takes longer is told (default %(default)s; 0: unknown)",
     )
     parser.add_argument("--check", action="store_true", help="read the settings, say what follows, and stop")
     options, rest = parser.parse_known_args(arguments)
@@ -133,6 +163,7 @@ def assemble(config: ConfigDict, workdir: Path) -> Run:
     shape = "x".join(str(n) for n in mesh.devices.shape)
     say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {shape} ({', '.join(mesh.axis_names)})")
     say(describe_derived(derived(config, model)))
+    say(describe_flops(model, config.data.length))
     trainer = Trainer(
         model,
         config.loss.to_dict(),
@@ -141,6 +172,7 @@ def assemble(config: ConfigDict, workdir: Path) -> Run:
         mesh,
         image_decoder(tokenizers) if config.loss.perceptual_weight and tokenizers else None,
         total_steps=config.train.steps,
+        spike=SpikeConfig(config.train.skip_spikes),
     )
 
     def open_loader(split: str, start_step: int):

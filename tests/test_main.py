@@ -15,6 +15,7 @@ import tiny_data
 from ar_omni_jax import main as main_module
 from ar_omni_jax.checkpoint import load_for_inference, steps_in
 from ar_omni_jax.files import only_writer
+from ar_omni_jax.training.accounting import MACHINE
 
 REPOSITORY = Path(__file__).parents[1]
 TIMEOUT = 400  # seconds; a busy machine takes long to start a process
@@ -68,7 +69,7 @@ def run_to_the_end(tiny, workdir, *more):
 
 def run_here(tiny, workdir, *more):
     """The command in this process; signal handlers are put back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         return main_module.main(arguments(tiny, workdir, *more))
     finally:
@@ -89,8 +90,7 @@ def records(workdir, kind="train"):
 
 def learning(workdir, kind="train"):
     """Everything that must not depend on interruptions: all but speed."""
-    speed = ("tokens_per_second", "flops_per_second", "mfu", "input_wait")
-    return [{k: v for k, v in r.items() if not k.startswith(speed)} for r in records(workdir, kind)]
+    return [{k: v for k, v in r.items() if not k.startswith(MACHINE)} for r in records(workdir, kind)]
 
 
 def wait_for_step(process, workdir, step, seconds=TIMEOUT):
@@ -168,7 +168,7 @@ def test_a_second_signal_ends_at_once():
     """Raised by the program itself: two signals from outside may reach it as one, or after it has saved."""
     code = """
 import os, signal
-from ar_omni_jax.training.loop import StopSignal
+from ar_omni_jax.training.signals import StopSignal
 stop = StopSignal().install()
 os.kill(os.getpid(), signal.SIGINT)
 assert stop.number == signal.SIGINT
@@ -191,6 +191,32 @@ def test_changed_settings_on_resume_are_told_or_refused(tiny, whole, tmp_path, c
     assert "config.train.steps: 40 in the checkpoint, 41 now" in told
     assert run_here(tiny, tmp_path / "run", "--config.model.d_ff=64") == 1
     assert "config.model.d_ff: 32 in the checkpoint, 64 now" in capsys.readouterr().err
+    assert run_here(tiny, tmp_path / "run", "--config.optimizer.weight_decay=0.1") == 1
+    assert "config.optimizer.weight_decay: 0.0 in the checkpoint, 0.1 now" in capsys.readouterr().err
+
+
+def test_data_that_is_gone_or_shrunk_under_a_resumed_run_is_told(tiny, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    saved = steps_in(tmp_path / "run" / "checkpoints")
+    more = ["--config.train.steps=50", f"--config.data.path={tmp_path / 'data' / 'packed'}"]
+    assert run_here(tiny, tmp_path / "run", *more) == 1
+    assert f"no packed data in {tmp_path / 'data' / 'packed'}" in capsys.readouterr().err
+    tiny_data.make_packed(tmp_path / "data", documents=20, tokenizers=None)
+    assert run_here(tiny, tmp_path / "run", *more, "--config.data.stop=first_exhausted") == 1
+    told = capsys.readouterr()
+    assert "warning: resuming with a change: the data set was" in told.out
+    assert "the data cannot be continued after batch 40" in told.err and "replaced by a smaller one" in told.err
+    assert steps_in(tmp_path / "run" / "checkpoints") == saved
+
+
+def test_a_truncated_shard_under_a_resumed_run_is_named(tiny, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.copytree(tiny / "packed", tmp_path / "packed")
+    shard = max((tmp_path / "packed" / "train").iterdir(), key=lambda path: path.stat().st_size)
+    os.truncate(shard, shard.stat().st_size // 2)
+    more = ["--config.train.steps=50", f"--config.data.path={tmp_path / 'packed'}"]
+    assert run_here(tiny, tmp_path / "run", *more) == 1
+    assert shard.name in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -207,6 +233,7 @@ def test_changed_settings_on_resume_are_told_or_refused(tiny, whole, tmp_path, c
         (["--config.model.attention=flsh"], "TransformerConfig.attention = 'flsh'"),
         (["--config.loss.perceptual_weight=0.1"], "image.safetensors is missing"),
         (["--config.train.init_from=/nowhere"], "/nowhere holds no checkpoint"),
+        (["--profile=3"], "--profile=3: give the first and the last step of the trace"),
         (["--workdir=/proc/nothing"], "/proc/nothing"),
     ],
 )

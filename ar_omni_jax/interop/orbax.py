@@ -7,7 +7,6 @@ which `--config.train.init_from` and `generate` do not want and resuming would.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -202,7 +201,7 @@ def save(backbone: Backbone, output: Path, options: Any) -> list[str]:
         target.parent.mkdir(parents=True)
         sums = _write_arrays(target.with_name("arrays"), backbone)
         description = _describe(backbone, tie, step, sums)
-        items = {checkpoint.DESCRIPTION: dataclasses.asdict(description), checkpoint.STATE: {"none": np.zeros(1)}}
+        items = {checkpoint.DESCRIPTION: checkpoint.to_fields(description), checkpoint.STATE: {"none": np.zeros(1)}}
         with checkpoint.orbax_context():
             ocp.save_checkpointables(target, items)
         # Orbax has no call that adds arrays to a checkpoint of several parts; a part is a folder of its own.

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 SUMS = ("nll/", "count/", "nll_task/", "count_task/")
-SUM_NAMES = ("tokens", "weight", "weighted_nll", "perceptual_sum", "perceptual_count", "skipped")
+SUM_NAMES = ("tokens", "weight", "weighted_nll", "perceptual_sum", "perceptual_count", "skipped", "spikes")
 LAST = ("learning_rate", "skipped_in_row")
 
 # Dense bfloat16 peak of one device, FLOP/s, by the start of `device_kind` (vendors' data sheets, no sparsity).
@@ -81,6 +81,18 @@ class Window:
         return int(self._last.get("skipped_in_row", 0))
 
     @property
+    def spikes(self) -> int:
+        """Steps of the window that were skipped as spikes."""
+        self._fetch()
+        return int(self._totals.get("spikes", 0))
+
+    @property
+    def good_share(self) -> float:
+        """Share of the window's steps that were not skipped (1 for an empty window)."""
+        self._fetch()
+        return self._good / self.steps if self.steps else 1.0
+
+    @property
     def tokens(self) -> dict[str, float]:
         """Non-padding tokens of the window, in "all" and as targets of each modality."""
         self._fetch()
@@ -98,7 +110,8 @@ class Window:
         self._fetch()
         means = means_of_sums(self._totals)
         averaged = {k: v / self._good for k, v in self._totals.items() if not _is_sum(k) and self._good}
-        return averaged | means | self._last | {"skipped": self._totals.get("skipped", 0.0)}
+        counted = {name: self._totals[name] for name in ("spikes",) if name in self._totals}
+        return averaged | means | self._last | {"skipped": self._totals.get("skipped", 0.0)} | counted
 
 
 def means_of_sums(sums: Mapping[str, float]) -> dict[str, float]:

@@ -21,8 +21,9 @@ class TrainState:
       step: int32, batches seen, skipped ones included; also the place in the data order.
       params: {"model": nested dict of the Transformer's parameters, "projection": W_h or {}}.
       opt_state: of optax.
-      skipped: int32, steps skipped so far because loss or gradient was not finite.
+      skipped: int32, steps skipped so far because loss or gradient was not finite, or a spike.
       skipped_in_row: int32, how many of the last steps were skipped without a good one since.
+      spikes: the memory of `training.spikes`; {} when it is off.
     """
 
     step: jax.Array
@@ -30,6 +31,7 @@ class TrainState:
     opt_state: Any
     skipped: jax.Array
     skipped_in_row: jax.Array
+    spikes: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 def model_params(model: Transformer) -> dict:

@@ -22,11 +22,12 @@ from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.parallel import sharding
 from ar_omni_jax.parallel.layout import mesh_layout
 from ar_omni_jax.parallel.rows import global_array, rows_here
-from ar_omni_jax.training import losses, perceptual
+from ar_omni_jax.training import losses, perceptual, spikes
 from ar_omni_jax.training.losses import LossConfig
 from ar_omni_jax.training.mesh_losses import mesh_token_losses
 from ar_omni_jax.training.optimizer import OptimizerConfig, make_optimizer
 from ar_omni_jax.training.perceptual import FrozenImageDecoder
+from ar_omni_jax.training.spikes import SpikeConfig
 from ar_omni_jax.training.state import TrainState, model_from_params, model_logical_axes, model_params
 from ar_omni_jax.vocabulary import JointVocabulary
 
@@ -56,6 +57,7 @@ class Trainer:
         when loss.perceptual_weight > 0.
       total_steps: length of the schedule.
       rules: logical axes to mesh axes.
+      spike: which steps are skipped as spikes; default none.
     Raises LossError, OptimizerError, ShardingError, BatchError or ValueError for settings that do not fit.
     """
 
@@ -70,6 +72,7 @@ class Trainer:
         *,
         total_steps: int,
         rules: sharding.LogicalRules | None = None,
+        spike: SpikeConfig | None = None,
     ):
         if model_config.vocab_size != vocabulary.size:
             raise ValueError(
@@ -80,6 +83,7 @@ class Trainer:
         self.rules = rules or sharding.LogicalRules()
         self.layout = mesh_layout(model_config, mesh, self.rules)
         self.token_losses = mesh_token_losses(mesh, self.rules, self.loss)
+        self.spike = spike or SpikeConfig()
         perceptual.check_depth(self.loss, image_decoder, vocabulary)
         self.frozen = image_decoder
         self.tx, self.schedule = make_optimizer(self.optimizer, total_steps)
@@ -121,7 +125,7 @@ class Trainer:
                 projection_key, width, channels, self.loss.perceptual_bias
             )
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, self.tx.init(params), zero, zero)
+        return TrainState(zero, params, self.tx.init(params), zero, zero, spikes.initial(self.spike))
 
     def _state_sharding(self) -> TrainState:
         axes = {"model": model_logical_axes(self.model_config), "projection": {}}
@@ -130,7 +134,8 @@ class Trainer:
             axes["projection"] = {k: names[k] for k in self._shapes.params["projection"]}
         params = sharding.tree_shardings(self._shapes.params, axes, self.mesh, self.rules)
         opt_state = sharding.follow_parameters(self._shapes.opt_state, self._shapes.params, params, self.mesh)
-        return TrainState(self._replicated, params, opt_state, self._replicated, self._replicated)
+        memory = jax.tree.map(lambda _: self._replicated, self._shapes.spikes)
+        return TrainState(self._replicated, params, opt_state, self._replicated, self._replicated, memory)
 
     # -- batches -------------------------------------------------------------------------------------------
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -184,8 +189,9 @@ class Trainer:
         Metrics are float32 scalars on the device: the sums of `losses.class_sums` and "weighted_nll", "weight",
         "tokens" (non-padding), all 0 for a skipped step; and the step's "loss", "perceptual" (mean, eq. 3),
         "perceptual_count", "z_loss" (mean of log^2 Z times the coefficient), "grad_norm" (before clipping),
-        "learning_rate", "skipped" (1 if the step was skipped), "skipped_in_row". A step whose loss or gradient is
-        not finite changes no parameter and no moment.
+        "learning_rate", "skipped" (1 if the step was skipped), "skipped_in_row", and where spikes are skipped "spikes"
+        (1 if that was why). A step whose loss or gradient is not finite, or a spike, changes no parameter and no
+        moment.
         """
         return self.jitted_step(state, self._placed, dict(batch))
 
@@ -269,6 +275,10 @@ class Trainer:
         loss, sums, gradients = self._loss_and_gradients(state.params, frozen, batch)
         norm = optax.global_norm(gradients)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        memory, told = state.spikes, {}
+        if self.spike.threshold:
+            spiked, memory = spikes.judge(self.spike, state.spikes, loss, norm)
+            good, told = good & ~spiked, {"spikes": spiked.astype(jnp.float32)}
         updates, opt_state = self.tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))
@@ -279,8 +289,9 @@ class Trainer:
             opt_state=keep(opt_state, state.opt_state),
             skipped=state.skipped + bad,
             skipped_in_row=jnp.where(good, 0, state.skipped_in_row + 1).astype(jnp.int32),
+            spikes=memory,
         )
-        metrics = self._metrics(sums, batch, good)
+        metrics = self._metrics(sums, batch, good) | told
         metrics |= {
             "loss": loss,
             "grad_norm": norm,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ar_omni_jax.training import metrics
-from ar_omni_jax.training.loop import progress_line
 from ar_omni_jax.training.metrics import Stopwatch, Window, means_of_sums, speed
+from ar_omni_jax.training.progress import progress_line
 from ar_omni_jax.training.writers import Writers, kept_lines
 
 

@@ -11,6 +11,7 @@ from ar_omni_jax.compile_check.hlo import Computation, Instruction, Program
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 KINDS += ("collective-broadcast",)
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +47,16 @@ def find_collectives(program: Program, devices: int, slices: int = 1) -> list[Co
 
     Communication inside one device (groups of one) is left out. An all-reduce inside a fusion that keeps only a
     slice of it is the TPU's reduce-scatter and counts as one. A collective that the TPU spreads over several fusions,
-    each with a piece of other work beside it, stands in all of them with one channel and counts once.
+    each with a piece of other work beside it, stands in all of them with one channel and counts once. Between TPU
+    slices every device hands its part to the host, which does the rest: a `send` that says what it is for.
     """
     found, seen = [], set()
     for computation, times in program.running():
         for instruction in computation.instructions.values():
+            if instruction.opcode == "send" and (purpose := _TRANSFER.search(instruction.rest)):
+                kind, part = purpose[1].lower().replace("_", "-"), instruction.results[0].bytes
+                found.append(Collective(kind, instruction.name, times, slices, part, crosses=True))
+                continue
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS or instruction.opcode.endswith("-done"):
                 continue

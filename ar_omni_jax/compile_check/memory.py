@@ -11,8 +11,11 @@ import jax
 from ar_omni_jax.compile_check.targets import Chip
 from ar_omni_jax.training.state import TrainState
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_EXHAUSTED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm\. Exceeded hbm capacity by ([\d.]+)([KMGT]?)")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
+# The TPU compiler's three ways to say it: after placing everything; when temporaries alone are too many; at once.
+_USED = re.compile(r"Used ([\d.]+)([KMGTP]?) of [\d.]+[KMGTP]? hbm")
+_TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+)([KMGTP]?)\) exceeds available HBM")
+_REQUIRES = re.compile(r"Requires ([\d.]+)([KMGTP]?), has [\d.]+[KMGTP]? available")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +88,20 @@ def from_analysis(arguments: dict[str, int], analysis) -> Memory:
     )
 
 
-def from_refusal(arguments: dict[str, int], message: str) -> tuple[Memory, int] | None:
-    """(memory, the device's limit) of the TPU compiler's RESOURCE_EXHAUSTED message, which rounds to a hundredth of
-    its unit; None when the message is about something else."""
-    match = _EXHAUSTED.search(message)
-    if not match:
-        return None
-    used, limit, _ = (int(float(match[i]) * _UNITS[match[i + 1]]) for i in (1, 3, 5))
+def from_refusal(arguments: dict[str, int], message: str) -> Memory | None:
+    """Of the TPU compiler's RESOURCE_EXHAUSTED message, which rounds to a hundredth of its unit; None when the message
+    is about something else."""
     known = dict(arguments)
     other = known.pop("counters")
-    rest = max(used - sum(known.values()) - other, 0)
-    return Memory(**known, other=other, output=0, temporaries=rest, code=0, compiled=False), limit
+    held = sum(known.values()) + other
+    if match := _TEMPORARIES.search(message):
+        temporaries = _bytes(match)
+    elif match := _USED.search(message) or _REQUIRES.search(message):
+        temporaries = max(_bytes(match) - held, 0)
+    else:
+        return None
+    return Memory(**known, other=other, output=0, temporaries=temporaries, code=0, compiled=False)
+
+
+def _bytes(match: re.Match) -> int:
+    return int(float(match[1]) * _UNITS[match[2]])

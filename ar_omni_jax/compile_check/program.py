@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ar_omni_jax.compile_check import cudnn
 from ar_omni_jax.compile_check.memory import Memory, arguments_of, from_analysis, from_refusal
 from ar_omni_jax.compile_check.targets import Target
 from ar_omni_jax.config import model_config
@@ -53,13 +55,17 @@ def target_devices(target: Target) -> list:
     if target.chip.platform == "tpu":
         slices = {"num_slices": target.slices} if target.slices > 1 else {}
         return topologies.get_topology_desc(platform="tpu", topology_name=target.topology, **slices).devices
-    description = (Path(__file__).parent / f"{target.chip_name}.txtpb").read_text()
     return topologies.get_topology_desc(
         platform="cuda",
         topology_name=target.chip_name,
-        target_config=description,
+        target_config=description(target),
         topology=f"1x1x{target.devices}",
     ).devices
+
+
+def description(target: Target) -> str:
+    """What the compiler must know of a GPU, as XLA's GpuTargetConfig in text form."""
+    return (Path(__file__).parent / f"{target.chip_name}.txtpb").read_text()
 
 
 def target_mesh(sizes: Mapping[str, int], target: Target) -> Mesh:
@@ -114,14 +120,15 @@ def compile_step(config: ConfigDict, target: Target) -> Compiled:
     frozen = trainer.frozen if trainer.loss.perceptual_weight else None
     arguments = arguments_of(trainer.abstract_state(), trainer.abstract_batch(rows, length), _on(trainer, frozen))
     start = time.monotonic()
-    lowered = trainer.lower(rows, length)
+    with cudnn.pretending(description(target)) if target.chip.platform == "cuda" else contextlib.nullcontext():
+        lowered = trainer.lower(rows, length)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         refused = from_refusal(arguments, str(error))
         if refused is None:
             raise CompileFailed(f"{target.name}: the compiler refused the step: {str(error)[:2000]}") from error
-        return Compiled(trainer, rows, length, refused[0], "", None, time.monotonic() - start, notes)
+        return Compiled(trainer, rows, length, refused, "", None, time.monotonic() - start, notes)
     seconds = time.monotonic() - start
     memory = from_analysis(arguments, compiled.memory_analysis())
     return Compiled(trainer, rows, length, memory, compiled.as_text(), _flops(compiled), seconds, notes)

@@ -66,6 +66,8 @@ def _performance(compiled: Compiled, target: Target) -> dict[str, Any]:
     notes = []
     if unknown:
         notes.append(f"products of unknown kernels are not counted: {', '.join(sorted(unknown)[:4])}")
+    if again := sum(".remat" in i.name for c, _ in program.running() if not c.fused for i in c.instructions.values()):
+        notes.append(f"the compiler itself runs {again} instructions again to save memory: its own limit was reached")
     if program.unknown_loops:
         notes.append(f"{program.unknown_loops} loops of unknown length counted as one turn")
     traffic = memory_bytes(program)

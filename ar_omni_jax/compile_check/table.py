@@ -124,16 +124,13 @@ def make_row(name: str, spec: str, cache: Path, make: bool = True) -> dict[str, 
 
 
 def overrides(spec: str, choice: Choice, name: str) -> list[tuple[str, str]]:
-    """A choice as settings: the attention that the platform is best at, and the batch that the mesh makes of it."""
+    """A choice as settings, with the batch that the mesh makes of it."""
     from ar_omni_jax.compile_check.search import batch_size
-    from ar_omni_jax.model.attention import _BACKENDS
 
     target = find_target(name)
     settings = [("model.remat", choice.remat), *choice.others, ("mesh.data", str(target.slices)), ("mesh.fsdp", "-1")]
     if target.chip.platform == "cuda":  # cuDNN's kernel knows no segment ids: one document a row
         settings += [("model.attention", "cudnn"), ("model.packed_rows", "false")]
-    elif "splash" in _BACKENDS:
-        settings.append(("model.attention", "splash"))
     return [*settings, ("data.batch_size", str(batch_size(spec, settings, target, choice.rows)))]
 
 

@@ -65,6 +65,24 @@ def test_a_collective_that_is_spread_over_fusions_counts_once():
     assert (found.kind, found.times, found.group, found.bytes) == ("all-gather", 1, 8, 32 * 8 * 4)
 
 
+def test_between_tpu_slices_the_host_sends():
+    text = """ENTRY %main (part: f32[16,128]) -> f32[16,128] {
+  %part = f32[16,128]{1,0} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[16,128]{1,0}, u32[], token[]) send(%part, %token), channel_id=4, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:7}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=4, is_host_transfer=true
+  %recv = (f32[16,128]{1,0}, u32[], token[]) recv(%token), channel_id=3, is_host_transfer=true
+  %received = (f32[16,128]{1,0}, token[]) recv-done(%recv), channel_id=3, is_host_transfer=true
+  ROOT %sum = f32[16,128]{1,0} get-tuple-element(%received), index=0
+}
+"""
+    found = find_collectives(parse(text), devices=8, slices=2)
+    assert found == [Collective("all-reduce", "send", 1, 2, 16 * 128 * 4, crosses=True)]
+    assert found[0].wire_bytes == 16 * 128 * 4  # of two slices each gets the other's part
+
+
 def groups(rest: str) -> list[tuple[int, ...]]:
     return device_groups(Instruction("x", "all-reduce", (), (), rest), 8)
 

@@ -84,12 +84,23 @@ KNOWN = {"parameters": 4 * GIB, "moments": 8 * GIB, "batch": 100, "frozen": 0, "
 
 
 def test_a_refusal_is_read_as_memory():
-    memory, limit = from_refusal(KNOWN, REFUSAL)
-    assert limit == int(15.75 * GIB) and memory.total == int(21.5 * GIB) and not memory.compiled
+    memory = from_refusal(KNOWN, REFUSAL)
+    assert memory.total == int(21.5 * GIB) and not memory.compiled
     assert memory.temporaries == int(21.5 * GIB) - 12 * GIB - 112
     chip = CHIPS["v5e"]
     assert memory.over(chip) == int(21.5 * GIB) - (chip.hbm_bytes - chip.headroom_bytes)
     assert from_refusal(KNOWN, "INTERNAL: Mosaic failed to compile") is None
+
+
+def test_the_compilers_other_refusals():
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (40.05G) exceeds "
+        "available HBM (15.75G)."
+    )
+    memory = from_refusal(KNOWN, message)
+    assert memory.temporaries == int(40.05 * GIB) and memory.total == memory.temporaries + 12 * GIB + 112
+    early = "Aborting compilation early: unlikely to have enough memory. Requires 1.5T, has 14.49G available."
+    assert from_refusal(KNOWN, early).total == int(1.5 * 2**40)
 
 
 def test_over_is_zero_up_to_the_limit_and_counts_bytes_above():

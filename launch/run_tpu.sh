@@ -122,12 +122,13 @@ on_hosts_aside() { # sets `aside`, its process group: Ctrl-C in the terminal doe
 }
 
 # -------------------------------------------------------------------------------------- the queued resource
-ours='' training='' aside='' # whether this script made the resource; the ssh process that follows training
+ours='' asked='' # whether this script made the resource; whether it must be there
+training='' aside='' # process groups: the connections that follow training, and the last ones aside
 state() { # ACTIVE, ..., NONE when there is no such resource, UNKNOWN when the cloud did not answer
   local answer
-  if answer=$("${resource[@]}" describe "$NAME" "${place[@]}" --format='value(state.state)' 2>&1); then
-    echo "${answer##*$'\n'}"
-  elif grep -qiE 'not.?found' <<<"$answer"; then
+  if answer=$("${resource[@]}" describe "$NAME" "${place[@]}" --format='value(state.state)' 2>"$scratch/error"); then
+    echo "${answer:-UNKNOWN}"
+  elif grep -qiE 'not.?found' "$scratch/error"; then
     echo NONE
   else
     echo UNKNOWN
@@ -136,7 +137,7 @@ state() { # ACTIVE, ..., NONE when there is no such resource, UNKNOWN when the c
 
 create() {
   say "asking for $NODE_COUNT x $ACCELERATOR_TYPE ($PRICE, $image) in $ZONE as $NAME"
-  ours=1 # before the call: it may be cut short after the cloud has heard it
+  ours=1 asked=1 # before the call: it may be cut short after the cloud has heard it
   shown "${resource[@]}" create "$NAME" "${place[@]}" "${ids[@]}" --accelerator-type="$ACCELERATOR_TYPE" \
     --runtime-version="$image" --labels=ar_omni_jax=run ${price[@]+"${price[@]}"} \
     ${VALID_UNTIL:+--valid-until-duration="$VALID_UNTIL"} ${more_flags[@]+"${more_flags[@]}"} ||
@@ -145,6 +146,7 @@ create() {
 
 delete() {
   local try
+  asked=''
   for try in 1 2 3; do
     if shown "${resource[@]}" delete "$NAME" "${place[@]}" --force --quiet; then return; fi
     if [ "$(state)" = NONE ]; then return; fi
@@ -174,8 +176,14 @@ acquire() { # returns when the resource is ACTIVE
       told=$SECONDS
     fi
     case $now in
-      ACTIVE) return ;;
-      NONE) create ;;
+      ACTIVE)
+        asked=1
+        return
+        ;;
+      NONE)
+        [ -z "$asked" ] || fail 3 "$NAME was deleted by somebody; it is not asked for again"
+        create
+        ;;
       SUSPENDED) # preempted: such a request is never served again
         adopt
         [ -n "$ours" ] || fail 3 "$NAME is suspended and was not made by this script; delete it or set another NAME"
@@ -259,8 +267,7 @@ follow() { # runs or joins training on all hosts until it ends or the machines g
   while kill -0 "$training" 2>/dev/null; do
     pause "$POLL"
     case $(state) in
-      ACTIVE | UNKNOWN) ;;
-      *) kill -- "-$training" 2>/dev/null || true ;; # its connections may hang
+      NONE | SUSPEND* | DELETING | FAILED) kill -- "-$training" 2>/dev/null || true ;; # its connections may hang
     esac
   done
   wait "$training" 2>/dev/null || true
@@ -271,8 +278,7 @@ outcome() { # finished | preempted | running | crashed | silent | a code of trai
   local try found codes
   for ((try = 1; try <= SSH_RETRIES; try++)); do
     case $(state) in
-      ACTIVE | UNKNOWN) ;;
-      *)
+      NONE | SUSPEND* | DELETING | FAILED)
         echo preempted
         return
         ;;
@@ -301,16 +307,16 @@ outcome() { # finished | preempted | running | crashed | silent | a code of trai
 clean_up() {
   local code=$? job
   trap '' INT TERM
-  rm -rf "$scratch"
   for job in $training $aside; do kill -- "-$job" 2>/dev/null || true; done # the connections, not what runs there
   if [ -z "$ours" ]; then
-    exit "$code"
+    : # nothing to delete
   elif [ -n "$KEEP" ]; then
     say "$NAME is kept and costs money. Look again: the same command. Delete it: $(quoted "${resource[@]}" delete "$NAME" "${place[@]}" --force)"
   elif [ -n "$DRY_RUN" ] || [ "$(state)" != NONE ]; then
     say "deleting $NAME; $WORKDIR and $LOGS stay"
     delete || true
   fi
+  rm -rf "$scratch"
   exit "$code"
 }
 
@@ -357,7 +363,7 @@ while true; do
         ;;
       running) say "the connection broke, training goes on: joining again" ;;
       preempted)
-        say "$NAME was preempted; training resumes from its last checkpoint"
+        say "$NAME is gone; training resumes from its last checkpoint"
         continue 2
         ;;
       silent) fail 3 "hosts of $NAME do not answer" ;;

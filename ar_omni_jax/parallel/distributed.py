@@ -176,7 +176,6 @@ class Peers:
             who = ", ".join(self.names[i] for i in lost)
             text = f"lost {who}: no sign of life for {LOOKS * self.pause:.0f} s"
             self._announce(LOST, text)
-            time.sleep(2 * self.pause)  # until the others have read it
             self._end(LOST, text)
 
     def _end(self, code: int, text: str) -> None:
@@ -184,6 +183,8 @@ class Peers:
         advice = "the same command resumes from the last checkpoint" if code == LOST else "see its own log"
         sys.stdout.flush()
         print(f"error: {self.name} ends: {text}; {advice}", file=sys.stderr, flush=True)
+        if self.index == 0:
+            time.sleep(2 * self.pause)  # the store goes with this process: until the others have read it
         self._dismiss_witness()
         os._exit(code)
 
@@ -192,10 +193,10 @@ class Peers:
         """Tells the others of an error here. When it may be another's loss that shows here, looks for that first."""
         if _from_runtime(error):
             print(f"{_first_line(error)}\nlooking whether another process is lost ...", file=sys.stderr, flush=True)
-            self._thread.join(self.limit + 4 * self.pause)  # it ends this process when it finds one
+            self._thread.join(2 * self.limit)  # it ends this process when it finds one
         self._announce(FAILED, f"{self.name} failed: {_first_line(error)}")
         if self.index == 0:
-            time.sleep(2 * self.pause)  # the store goes with this process
+            time.sleep(2 * self.pause)  # as in `_end`
         self.ending.set()
         self._dismiss_witness()
 

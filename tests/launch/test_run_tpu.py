@@ -97,7 +97,7 @@ def test_preempted_while_training_installs_and_resumes_on_new_machines(cloud):
     cloud.plan(train_1="printf 'SUSPENDING\\nSUSPENDED\\n' >current; sleep 600")
     done = cloud.run(SCRIPT, PRICE="spot")
     assert done.returncode == 0, done.stderr
-    assert "was preempted; training resumes from its last checkpoint" in done.stderr
+    assert "job was preempted: deleting it and asking again" in done.stderr
     kinds = [re.search(r"create|delete|setup|train ", line) for line in cloud.calls()]
     kinds = [match.group().strip() for match in kinds if match]
     assert kinds == ["create", "setup", "train", "delete", "create", "setup", "train", "delete"]
@@ -227,6 +227,22 @@ def test_a_resource_of_somebody_else_is_used_and_never_deleted(cloud):
     cloud.plan(current="SUSPENDED\n")
     done = cloud.run(SCRIPT)
     assert done.returncode == 3 and "was not made by this script" in done.stderr and cloud.exists
+
+
+def test_what_somebody_deletes_is_not_asked_for_again(cloud):
+    cloud.plan(train_1="rm current; sleep 600")
+    done = cloud.run(SCRIPT)
+    assert done.returncode == 3 and "was deleted by somebody" in done.stderr
+    assert len(cloud.calls("queued-resources create")) == 1
+
+
+def test_words_beside_an_answer_do_no_harm(cloud):
+    """gcloud tells of its updates on the standard error."""
+    program = Path(cloud.path.split(":")[0]) / "gcloud"
+    program.write_text(program.read_text().replace("next() {", "echo Updates are available. >&2\nnext() {", 1))
+    done = cloud.run(SCRIPT)
+    assert done.returncode == 0, done.stderr
+    assert len(cloud.calls("queued-resources create")) == 1 and not cloud.exists
 
 
 def test_no_rights_are_told_instead_of_waiting_for_ever(cloud):

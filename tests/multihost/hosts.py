@@ -64,6 +64,9 @@ class Hosts:
             environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
             environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "AR_OMNI_LOST_SECONDS": str(lost_seconds)}
             environment |= {"AR_OMNI_JOIN_SECONDS": str(TIMEOUT // 2)}
+            # What one start has compiled the next ones need not.
+            environment |= {"JAX_COMPILATION_CACHE_DIR": str(inputs / "compiled")}
+            environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
             environment |= slurm_place(port, count, index) if slurm else own_place(port, count, index)
             log = open(self.logs / f"{index}.log", "w")
             self.processes.append(

@@ -1,1 +1,1 @@
-"""Measurements, one command each."""
+"""Measurements that anyone can repeat: each is a command that names the machine and runs its rival in the same run."""

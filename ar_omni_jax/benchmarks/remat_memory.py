@@ -96,6 +96,7 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=2, help="of the global batch")
     parser.add_argument("--length", type=int, default=1300, help="tokens a row")
     parser.add_argument("--attention", default="auto")
+    parser.add_argument("--dtype", default="bfloat16", help="of the products; CPUs widen 16 bits, so float32 there")
     parser.add_argument("--packed_rows", type=int, default=1, help="0: one document a row")
     for axis in ("data", "sequence", "tensor"):
         parser.add_argument(f"--{axis}", type=int, default=1, help="devices along this axis; fsdp takes the rest")
@@ -111,6 +112,7 @@ def main(arguments=None) -> int:
     config = chameleon_7b(
         num_layers=args.layers,
         attention=args.attention,
+        dtype=args.dtype,
         packed_rows=bool(args.packed_rows),
         max_length=max(args.length, 4096),
         **{name: getattr(args, name) for name in ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")},

@@ -30,7 +30,7 @@ class AttentionBackend:
     Attributes:
       function: as in the module's docstring.
       segments: it honours segment ids.
-      platforms: "cpu", "gpu", "tpu"; empty: any.
+      platforms: "cpu", "gpu", "tpu"; empty: any. dtypes: of q, k and v; empty: any.
       kernel: a kernel that XLA cannot split over devices, so that a mesh calls it on each device's own part.
       pieces: (q_BMHK, k_BLGK, v_BLGK, q_segments_BM, segment_ids_BL, first_query) -> out_BMHK, queries
         first_query ... first_query + M - 1 (a traced integer) of rows of L; None if it needs whole rows of queries.
@@ -39,6 +39,7 @@ class AttentionBackend:
     function: Callable
     segments: bool = True
     platforms: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
     kernel: bool = False
     pieces: Callable | None = None
 
@@ -113,8 +114,8 @@ def _objection(config: TransformerConfig, name: str, platform: str, pieces: int)
         return f"runs on {', '.join(backend.platforms)} only, and these devices are {platform}"
     if config.packed_rows and not backend.segments:
         return "honours no segment ids, and packed_rows is True"
-    if name == "cudnn" and config.dtype == "float32":
-        return "cuDNN takes bfloat16 or float16 products, and model.dtype is float32"
+    if backend.dtypes and config.dtype not in backend.dtypes:
+        return f"takes products of {' or '.join(backend.dtypes)}, and model.dtype is {config.dtype}"
     if pieces > 1 and backend.pieces is None:
         return f"needs whole rows of queries, and mesh.sequence = {pieces} splits them"
     return ""
@@ -137,9 +138,9 @@ def prompt_attention(config: TransformerConfig) -> Callable:
     XLA cannot split over devices, makes way for "blocked".
     """
     check_attention(config)
-    backend = _BACKENDS[attention_name(config) if config.attention == AUTO else config.attention]
-    usable = backend.runs_on(jax.default_backend()) and not backend.kernel
-    return (backend if usable else _BACKENDS["blocked"]).function
+    name = attention_name(config) if config.attention == AUTO else config.attention
+    usable = not _BACKENDS[name].kernel and not _objection(config, name, jax.default_backend(), 1)
+    return _BACKENDS[name if usable else "blocked"].function
 
 
 def product(subscripts: str, a, b):
@@ -252,7 +253,7 @@ def rowwise_attention(q, k, v, segment_ids, *, block: int = 128):
     return _heads_last(jax.lax.map(row, (*_heads_first(q, k, v), segment_ids)))
 
 
-@register_attention("cudnn", segments=False, platforms=("gpu",))
+@register_attention("cudnn", segments=False, platforms=("gpu",), dtypes=("bfloat16", "float16"))
 def cudnn_attention(q, k, v, segment_ids):
     """NVIDIA's fused kernel through JAX's public function: causal only, 16-bit only, one document a row."""
     del segment_ids  # padding stands at the row's end, where causality alone keeps it from the document

@@ -81,14 +81,14 @@ class Trainer:
         self.model_config, self.vocabulary, self.mesh = model_config, vocabulary, mesh
         self.loss, self.optimizer = LossConfig.of(loss), OptimizerConfig.of(optimizer)
         self.rules = rules or sharding.LogicalRules()
-        self.layout = mesh_layout(model_config, mesh, self.rules)
-        self.token_losses = mesh_token_losses(mesh, self.rules, self.loss)
         self.spike = spike or SpikeConfig()
         perceptual.check_depth(self.loss, image_decoder, vocabulary)
         self.frozen = image_decoder
         self.tx, self.schedule = make_optimizer(self.optimizer, total_steps)
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self.batch_sharding = NamedSharding(mesh, sharding.batch_spec(self.rules, mesh))
+        self.layout = mesh_layout(model_config, mesh, self.rules)
+        self.token_losses = mesh_token_losses(mesh, self.rules, self.loss)
         self._shapes = jax.eval_shape(self._make_state, jax.random.key(0))
         self.state_sharding = self._state_sharding()
         place = (self.state_sharding, self._replicated, self.batch_sharding)

@@ -5,17 +5,20 @@ Float32; sums over keys are the same sums in another grouping: 2e-5 is some hund
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ar_omni_jax.benchmarks.ring_attention import ring_attention
 from ar_omni_jax.model import attention
 from ar_omni_jax.model.attention import attention_function, register_attention
 from ar_omni_jax.model.config import ConfigError, TransformerConfig
 from ar_omni_jax.model.splash import splash_attention, splash_pieces
+from ar_omni_jax.model.transformer import abstract_transformer
 from ar_omni_jax.parallel.layout import mesh_attention, mesh_layout, mesh_look_up
 from ar_omni_jax.parallel.mesh import make_mesh
 from ar_omni_jax.parallel.sharding import LogicalRules
@@ -119,3 +122,18 @@ def test_the_ring_that_is_measured_against_computes_the_same():
     theirs = value_and_gradients(attention_function(CONFIG), *given)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"fsdp": 2, "sequence": 2}], ids=str)
+@pytest.mark.parametrize("policy, forward", [("zero_recompute", 1), ("full", 2)])
+def test_the_kernel_runs_as_often_as_on_one_device(mesh, policy, forward):
+    """Lowered for TPUs: the policies see the kernel's residuals through the mapping over the mesh."""
+    register_attention("anywhere", kernel=True, pieces=splash_pieces)(splash_attention)
+    config = TransformerConfig(64, 2, 128, 4, 2, 128, 64, attention="anywhere", remat=policy)
+    layout = mesh_layout(config, make_mesh(mesh, jax.devices()[:4]), RULES)
+    graph, state = nnx.split(abstract_transformer(config))
+    batch = [jnp.ones((2, 256), jnp.int32)] * 3
+    gradient = jax.jit(jax.grad(lambda s: nnx.merge(graph, s)(*batch, layout).astype(jnp.float32).sum()))
+    text = gradient.trace(state).lower(lowering_platforms=("tpu",)).as_text()
+    kernels = re.findall(r"kernel_name = \"splash_mha_(\w+?)_segmented", text)
+    assert sorted(kernels) == sorted(["fwd"] * forward + ["dq", "dkv"])

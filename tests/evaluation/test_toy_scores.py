@@ -1,4 +1,4 @@
-"""Scores of whole systems on files: the truth is perfect, chance is not, and rates are jiwer's."""
+"""Scores of whole systems on the toy world's files: the truth is perfect, chance is not, and rates are jiwer's."""
 
 import random
 
@@ -9,7 +9,12 @@ import soundfile
 
 from ar_omni_jax.documents import document_from_json
 from ar_omni_jax.evaluation import toy_tasks
-from ar_omni_jax.inference import Answer
+from ar_omni_jax.evaluation.file_answer import FileAnswer
+from ar_omni_jax.evaluation.measures.toy_attributes import ToyAttributes
+from ar_omni_jax.evaluation.measures.word_error_rate import WordErrorRate
+from ar_omni_jax.evaluation.results import table
+from ar_omni_jax.evaluation.scoring import Scoring
+from ar_omni_jax.evaluation.systems import KnownSystem, chance_system, truth_system
 from data_pipelines.toyworld import caption, draw, random_scene
 
 COUNT = 12
@@ -34,16 +39,30 @@ def world(tmp_path_factory):
     return root, documents
 
 
-def recognizer(documents):
+class Listener:
     """Hears what the tone of that length stands for."""
-    said = {100 + k: toy_tasks.truth_text(d) for k, d in enumerate(documents["tts"])}
-    return lambda wave: said[len(wave)]
+
+    name, sample_rate = "listener", 16000
+
+    def __init__(self, documents):
+        self.said = {100 + k: toy_tasks.truth_text(d) for k, d in enumerate(documents["tts"])}
+
+    def transcribe_all(self, waves):
+        return [self.said[len(wave)] for wave in waves]
 
 
-def test_the_truth_is_perfect_and_another_documents_answer_is_not(world):
+@pytest.fixture
+def score(world, tmp_path):
+    """system -> {task: result}."""
     root, documents = world
-    truth, _ = toy_tasks.judge(toy_tasks.truth_system(root), documents, recognizer(documents))
-    chance, _ = toy_tasks.judge(toy_tasks.chance_system(root), documents, recognizer(documents))
+    measures = {"caption": [ToyAttributes("caption")], "t2i": [ToyAttributes("t2i")]}
+    measures |= {"asr": [WordErrorRate("words")], "tts": [WordErrorRate("words", Listener(documents))]}
+    return Scoring(documents, measures, dict.fromkeys(documents, ""), tmp_path, 16000).score
+
+
+def test_the_truth_is_perfect_and_another_documents_answer_is_not(world, score):
+    root, documents = world
+    truth, chance = score(truth_system(root)), score(chance_system(root))
     assert {t: r.score for t, r in truth.items()} == {"caption": 100, "t2i": 100, "asr": 0, "tts": 0}
     assert set(truth["t2i"].details.values()) == {100.0}
     for task in ("caption", "t2i"):
@@ -54,16 +73,20 @@ def test_the_truth_is_perfect_and_another_documents_answer_is_not(world):
         assert chance[task].score == pytest.approx(100 * jiwer.wer(said, said[1:] + said[:1]))
 
 
-def test_no_answer_is_all_wrong(world):
-    _, documents = world
-    silent = lambda task, rows: [Answer("", [], [], np.zeros(0, np.int32)) for _ in rows]  # noqa: E731
-    results, _ = toy_tasks.judge(silent, documents, recognizer(documents))
+def test_no_answer_is_all_wrong(score):
+    results = score(KnownSystem("silent", lambda task, rows: [FileAnswer("") for _ in rows]))
     assert {t: r.score for t, r in results.items()} == {"caption": 0, "t2i": 0, "asr": 100, "tts": 100}
+    assert results["tts"].notes == ["12 of 12 answers are empty or not heard and count as 100 %"]
 
 
-def test_the_table_has_a_row_a_system_and_a_column_a_task(world):
-    root, documents = world
-    results, _ = toy_tasks.judge(toy_tasks.truth_system(root), documents, None)
-    assert "tts" not in results  # nobody listens
-    lines = toy_tasks.table({"files": results}).splitlines()
+def test_titles_are_those_of_the_report_page(world, score):
+    for task, result in score(truth_system(world[0])).items():
+        assert (result.title, result.unit, result.higher_is_better) == toy_tasks.MEASURES[task]
+
+
+def test_the_table_has_a_row_a_system_and_a_column_a_task(world, score):
+    results = score(truth_system(world[0]))
+    del results["tts"]
+    lines = table({"files": results, "nothing": {}}, toy_tasks.JUDGED_TASKS).splitlines()
     assert lines[0].count("|") == 5 and lines[2].startswith("| files | 100.0 % [100.0, 100.0] |")
+    assert lines[3] == "| nothing | – | – | – |"

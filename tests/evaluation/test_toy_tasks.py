@@ -6,7 +6,8 @@ import pytest
 
 from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.evaluate import main, remove_answers
-from ar_omni_jax.evaluation.toy_tasks import load_documents, truth_system
+from ar_omni_jax.evaluation.file_answer import FileAnswer
+from ar_omni_jax.evaluation.manifest import fingerprint, has_truth, load_documents, references, truth_text
 
 ASR = {"id": "a", "task": "asr", "turns": [[{"speech": "a.wav"}], [{"text": "a red circle"}]]}
 CAPTION = {"id": "b", "task": "caption", "turns": [[{"image": "b.png"}], [{"text": "a red circle"}]]}
@@ -29,7 +30,7 @@ def test_the_first_documents_of_each_task_in_order(tmp_path):
     [
         ('{"id": ', "line 2: must be one JSON object"),
         ("[1]", "line 2: must be one JSON object"),
-        (json.dumps(CAPTION), "line 2: meta.scene is missing"),
+        (json.dumps(CAPTION | {"turns": CAPTION["turns"][:1]}), "line 2: no caption to compare with"),
         (json.dumps(ASR | {"turns": [[{"speech": "a.wav"}], [{"text": "…"}]]}), "line 2: the text has no words"),
         (json.dumps(ASR | {"turns": []}), "line 2: 'turns' must be"),
     ],
@@ -44,12 +45,38 @@ def test_nothing_to_judge_is_an_error(tmp_path):
         load_documents(write(tmp_path / "m.jsonl", json.dumps(ASR)), 9, ("tts",))
 
 
-def test_a_broken_sound_file_is_named(tmp_path):
-    (tmp_path / "a.wav").write_bytes(b"RIFF....WAVE")
-    tts = ASR | {"task": "tts", "turns": [[{"text": "a red circle"}], [{"speech": "a.wav"}]]}
-    documents = load_documents(write(tmp_path / "m.jsonl", json.dumps(tts)), 9, ("tts",))
-    with pytest.raises(DocumentError, match=r"a\.wav cannot be read as speech"):
-        truth_system(tmp_path)("tts", documents["tts"])
+def test_captions_of_one_picture_are_its_references(tmp_path):
+    other = {"id": "c", "turns": [[{"image": "b.png"}], [{"text": "a circle"}]]}
+    third = {"id": "d", "turns": [[{"image": "d.png"}], [{"text": "a square"}]]}
+    given = {"id": "e", "turns": [[{"image": "b.png"}]], "meta": {"references": ["one", "two"]}}
+    lines = [json.dumps(CAPTION | more) for more in ({}, other, third, given, other | {"id": "f"})]
+    path = write(tmp_path / "m.jsonl", *lines)
+    rows = load_documents(path, 0, ("caption",))["caption"]
+    assert [d.id for d in rows] == ["b", "d", "e"] and all(map(has_truth, rows))
+    assert [references(d) for d in rows] == [["a red circle", "a circle", "a circle"], ["a square"], ["one", "two"]]
+    (first,) = load_documents(path, 1, ("caption",))["caption"]  # the limit counts pictures
+    assert references(first) == references(rows[0])
+
+
+def test_an_instruction_is_no_part_of_the_text(tmp_path):
+    tts = {"id": "t", "task": "tts", "turns": [[{"text": "Say this:"}, {"text": "a circle"}]]}
+    asr = ASR | {"turns": [[{"text": "Write this down."}, {"speech": "a.wav"}], [{"text": "a red circle"}]]}
+    rows = load_documents(write(tmp_path / "m.jsonl", json.dumps(tts), json.dumps(asr)), 9)
+    assert truth_text(rows["tts"][0]) == "a circle" and not has_truth(rows["tts"][0])
+    assert truth_text(rows["asr"][0]) == "a red circle"
+
+
+def test_a_broken_file_is_named(tmp_path):
+    for name, read in (("a.wav", lambda a: a.waves(16000)), ("b.png", lambda a: a.images)):
+        (tmp_path / name).write_bytes(b"RIFF....WAVE")
+        with pytest.raises(DocumentError, match=rf"{name} cannot be read as (speech|a picture)"):
+            read(FileAnswer("", *[(tmp_path / name,)] * 2))
+
+
+def test_a_missing_file_is_named_before_anything_is_decoded(tmp_path):
+    rows = load_documents(write(tmp_path / "m.jsonl", json.dumps(ASR)), 9, ("asr",))["asr"]
+    with pytest.raises(DocumentError, match=r"document 'a': .*a\.wav cannot be read"):
+        fingerprint(rows, tmp_path)
 
 
 def test_only_answers_of_an_earlier_evaluation_are_removed(tmp_path):
@@ -62,6 +89,7 @@ def test_only_answers_of_an_earlier_evaluation_are_removed(tmp_path):
 
 def test_chance_needs_two_documents(tmp_path, capsys):
     path = write(tmp_path / "m.jsonl", *(json.dumps(ASR | {"id": name}) for name in "ab"))
+    (tmp_path / "a.wav").touch()
     command = [f"--data={path}", f"--checkpoint={tmp_path}", "--task=asr"]
     assert main([*command, "--limit=1"]) == 1
     assert "has one document of task asr" in capsys.readouterr().err

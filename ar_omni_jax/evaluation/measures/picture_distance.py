@@ -28,7 +28,7 @@ class PictureDistance:
         self._extractor, self._root = extractor, root
         kind = "FID" if extractor.name.startswith("cleanfid") else "Fréchet distance"
         self.title = f"{kind} by {extractor.name}"
-        self._true: dict[int, np.ndarray] = {}
+        self._known: tuple[Sequence[Document], np.ndarray] | None = None  # documents, features of their pictures
 
     def describe(self) -> dict:
         """See `Measure`."""
@@ -52,9 +52,9 @@ class PictureDistance:
         truths = [true_answer(document, self._root) for document in documents]
         if not all(t.image_paths for t in truths):
             raise DocumentError("FID needs a true picture in every document of task t2i; leave fid out of --metrics")
-        if id(documents) not in self._true:
-            self._true = {id(documents): self._features(truths)}
-        true = self._true[id(documents)]
+        if self._known is None or self._known[0] is not documents:
+            self._known = documents, self._features(truths)
+        true = self._known[1]
         made = true[1::2] if truth else self._made(answers)
         true = true[::2] if truth else true
         if len(true) < 2 or len(made) < 2:

@@ -222,6 +222,17 @@ def _order(
     return order, steps
 
 
+def _rows_of_host(global_batch: int, index: int, count: int, rows: Sequence[int] | None) -> np.ndarray:
+    """int64, the rows of a global batch that host `index` of `count` reads: `rows`, or its equal part."""
+    if global_batch < 1 or global_batch % count or not 0 <= index < count:
+        raise ValueError(
+            f"global batch {global_batch} cannot be divided over {count} hosts (this is {index}); make batch_size a "
+            "multiple of the number of hosts"
+        )
+    share = global_batch // count
+    return np.arange(share) + index * share if rows is None else np.asarray(rows, np.int64)
+
+
 def make_loader(
     data: Mapping[str, Any],
     *,
@@ -252,19 +263,11 @@ def make_loader(
       workers: processes that read; 0 reads in `threads` threads of this one. Neither changes the order.
     Raises SchemaError, VocabularyError or MixtureError with what to do.
     """
-    if global_batch < 1 or global_batch % process_count or not 0 <= process_index < process_count:
-        raise ValueError(
-            f"global batch {global_batch} cannot be divided over {process_count} hosts (this is "
-            f"{process_index}); "
-            "make batch_size a multiple of the number of hosts"
-        )
-    share = global_batch // process_count
-    mine = np.arange(share) + process_index * share if rows is None else np.asarray(rows, np.int64)
+    mine = _rows_of_host(global_batch, process_index, process_count, rows)
     info = read_info(data["path"], "packed", vocabulary_fingerprint)
     if data.get("length") not in (None, info.length):
         raise SchemaError(
-            f"{data['path']} has rows of {info.length} tokens, the config says {data['length']}; set "
-            "data.length="
+            f"{data['path']} has rows of {info.length} tokens, the config says {data['length']}; set data.length="
             f"{info.length} or run pack_shards --length={data['length']}"
         )
     source = PackedSource(data["path"], split, info)

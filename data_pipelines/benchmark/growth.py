@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def measure_memory(
         sizes = {count: directory / (source or "tokens") / str(count) for count in (documents, documents * TIMES)}
         peak = functools.partial(_build, source) if source else _READING[name]
         found[name] = [peak(here, count) for count, here in sizes.items()]
+        print(f"{name}: {found[name][0]:.0f} and {found[name][1]:.0f} MiB", file=sys.stderr, flush=True)
     return found
 
 

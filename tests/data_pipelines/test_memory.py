@@ -4,12 +4,13 @@ import pytest
 
 from data_pipelines.benchmark import growth
 
-ALLOWED = 24  # MiB: what libraries allocate at random; the larger corpus has some 70 (sounds) and 30 (tokens) more
+# MiB: what libraries allocate at random. The larger corpus has some 55 more of decoded sounds, or 35 of tokens.
+ALLOWED = {"build_shards, vctk": 32, "pack_shards": 20, "inspect_shards": 20, "loader": 20}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["build_shards, webdataset", "pack_shards", "inspect_shards", "loader"])
+@pytest.mark.parametrize("command", list(ALLOWED))
 def test_memory_does_not_grow_with_the_corpus(tmp_path, command):
     documents = 256 if command.startswith("build") else 1000
     ((name, (small, large)),) = growth.measure_memory(tmp_path, documents, [command]).items()
-    assert name == command and 20 < small and large < small + ALLOWED, f"{small:.0f} MiB, then {large:.0f} MiB"
+    assert name == command and 20 < small and large < small + ALLOWED[command], f"{small:.0f} MiB, then {large:.0f} MiB"

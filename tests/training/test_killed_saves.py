@@ -38,9 +38,9 @@ def test_a_run_killed_at_any_moment_of_a_save_goes_on_bitwise(tmp_path, whole, c
     told = run_killed(tmp_path / "count")
     events = int(re.search(r"(\d+) events", told)[1])
     assert events > 20, told
-    names = [str(1 + k * (events - 1) // 4) for k in range(5)] + ["0.01s"]
+    names = [str(1 + k * (events - 1) // 6) for k in range(7)] + ["0.01s"]
     told = run_killed(tmp_path, *names)
-    assert told.count(": killed") >= 4, told
+    assert told.count(": killed") >= 5, told
     newest = set()
     for name in names:
         if f"moment {name}: lived" in told:  # that save took fewer steps or less time

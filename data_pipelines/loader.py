@@ -222,15 +222,15 @@ def _order(
     return order, steps
 
 
-def _rows_of_host(global_batch: int, index: int, count: int, rows: Sequence[int] | None) -> np.ndarray:
-    """int64, the rows of a global batch that host `index` of `count` reads: `rows`, or its equal part."""
-    if global_batch < 1 or global_batch % count or not 0 <= index < count:
+def _place(global_batch: int, process_index: int, process_count: int) -> np.ndarray:
+    """The rows of the p-th of n hosts that share a batch in order."""
+    if global_batch < 1 or global_batch % process_count or not 0 <= process_index < process_count:
         raise ValueError(
-            f"global batch {global_batch} cannot be divided over {count} hosts (this is {index}); make batch_size a "
-            "multiple of the number of hosts"
+            f"global batch {global_batch} cannot be divided over {process_count} hosts (this is {process_index}); "
+            "make batch_size a multiple of the number of hosts"
         )
-    share = global_batch // count
-    return np.arange(share) + index * share if rows is None else np.asarray(rows, np.int64)
+    share = global_batch // process_count
+    return np.arange(share) + process_index * share
 
 
 def make_loader(
@@ -263,12 +263,12 @@ def make_loader(
       workers: processes that read; 0 reads in `threads` threads of this one. Neither changes the order.
     Raises SchemaError, VocabularyError or MixtureError with what to do.
     """
-    mine = _rows_of_host(global_batch, process_index, process_count, rows)
+    mine = _place(global_batch, process_index, process_count) if rows is None else np.asarray(rows, np.int64)
     info = read_info(data["path"], "packed", vocabulary_fingerprint)
     if data.get("length") not in (None, info.length):
         raise SchemaError(
-            f"{data['path']} has rows of {info.length} tokens, the config says {data['length']}; set data.length="
-            f"{info.length} or run pack_shards --length={data['length']}"
+            f"{data['path']} has rows of {info.length} tokens, the config says {data['length']}; set "
+            f"data.length={info.length} or run pack_shards --length={data['length']}"
         )
     source = PackedSource(data["path"], split, info)
     passes = one_pass if one_pass is not None else split != "train"

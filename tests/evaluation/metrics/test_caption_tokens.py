@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ar_omni_jax.evaluation.metrics.caption_tokens import caption_tokens
@@ -23,12 +23,14 @@ def test_most_of_the_rare_ones_are_equal_too():
     assert len(CAPTIONS) > 100 and sum(equal) / len(equal) > 0.9
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_gives_lower_case_words_that_tokens_of_tokens_cover(text):
     words = caption_tokens(text)
     assert all(w and not any(c.isspace() for c in w) and w == w.lower() for w in words)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("a man rides wave horse 12 blue".split()), max_size=9))
 def test_plain_words_stay_as_they_are(words):
     assert caption_tokens(" ".join([*words, "kite"]).capitalize() + ".") == [*words, "kite"]

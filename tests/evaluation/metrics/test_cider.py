@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ar_omni_jax.evaluation.metrics.caption_tokens import caption_tokens
@@ -60,12 +60,14 @@ def test_equals_pycocoevalcap_on_random_words(case):
     assert figures.max() > 1  # not all of them nothing
 
 
+@settings(deadline=None)
 @given(IMAGES)
 def test_equals_a_plain_second_implementation(images):
     references, hypotheses = (list(side) for side in zip(*images, strict=True))
     np.testing.assert_allclose(cider_d(references, hypotheses), plain(references, hypotheses), atol=1e-9)
 
 
+@settings(deadline=None)
 @given(IMAGES)
 def test_it_lies_between_0_and_10_and_does_not_heed_the_order(images):
     references, hypotheses = (list(side) for side in zip(*images, strict=True))

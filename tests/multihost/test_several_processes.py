@@ -86,28 +86,13 @@ def test_an_error_of_one_ends_all_with_its_words(inputs, tmp_path):
         assert "process 1 of 2" in hosts.output(0) and "failed: no packed data in" in hosts.output(0)
 
 
-@pytest.mark.slow
-def test_four_processes_share_rows_and_tensors_and_miss_a_lost_one(inputs, tmp_path):
-    """Two processes hold the same rows here, each with half of every head and column. The sums over four processes
-    and over four devices of one process add in another order: equal to 1e-5."""
-    mesh = ("--config.mesh.data=2", "--config.mesh.tensor=2", FOR_EVER)
-    reference = tmp_path / "reference"
-    with Hosts(inputs, reference, 1, *mesh, devices=4) as hosts:
-        hosts.wait_for_step(44)
-    workdir = tmp_path / "run"
-    with Hosts(inputs, workdir, 4, *mesh) as hosts:
-        hosts.wait_for_step(44)
-        hosts.processes[2].kill()
+def test_a_lost_process_is_named_by_the_first(inputs, tmp_path):
+    with Hosts(inputs, tmp_path / "run", 2, FOR_EVER) as hosts:
+        hosts.wait_for_step(8)
+        hosts.processes[1].kill()
         start = time.monotonic()
-        codes = hosts.wait()
-        assert codes == [75, 75, -signal.SIGKILL, 75], hosts.told(f"{codes}")
+        assert hosts.wait() == [75, -signal.SIGKILL], hosts.told("codes differ")
         assert time.monotonic() - start < 100
-        for index in (0, 1, 3):
-            who = f"lost process 2 of 4 ({os.uname().nodename}, pid {hosts.processes[2].pid}): no sign of life"
-            assert who in hosts.output(index), hosts.told("not named")
-            assert "the same command resumes from the last checkpoint" in hosts.output(index)
-    assert steps_in(workdir / "checkpoints")[-1] >= 40
-    for ours, theirs in zip(learning(workdir, last=44), learning(reference, last=44), strict=True):
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-7), name
+        who = f"lost process 1 of 2 ({os.uname().nodename}, pid {hosts.processes[1].pid}): no sign of life for 20 s"
+        assert who in hosts.output(0), hosts.told("not named")
+        assert "the same command resumes from the last checkpoint" in hosts.output(0)

@@ -171,7 +171,7 @@ def _digest(builder: Any, split: str) -> str:
 def _leaves(tfds: Any, feature: Any, path: str = "", repeated: bool = False) -> Iterator[tuple[str, Any]]:
     """(path, feature) of all that are no group; media that are repeated are left out."""
     if isinstance(feature, tfds.features.FeaturesDict):
-        for name, inner in feature.items():
+        for name, inner in sorted(feature.items()):  # TFDS reads them in any order
             yield from _leaves(tfds, inner, f"{path}/{name}" if path else name, repeated)
     elif isinstance(feature, tfds.features.Sequence):
         yield from _leaves(tfds, feature.feature, path, True)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import tiny_data
 
+from ar_omni_jax.training.accounting import MACHINE
+
 REPOSITORY = Path(__file__).parents[2]
 TIMEOUT = 400  # seconds for anything; a busy machine takes long to start processes
 STEPS = 120
@@ -133,6 +135,5 @@ def records(workdir, kind="train"):
 
 def learning(workdir, kind="train", last=None):
     """Everything that must not depend on how many processes there are: all but speed."""
-    speed = ("tokens_per_second", "flops_per_second", "mfu", "input_wait")
     lines = [r for r in records(workdir, kind) if last is None or r["step"] <= last]
-    return [{k: v for k, v in r.items() if not k.startswith(speed)} for r in lines]
+    return [{k: v for k, v in r.items() if not k.startswith(MACHINE)} for r in lines]

@@ -41,6 +41,7 @@ from ar_omni_jax.config import derived, describe_derived, describe_keys, load_co
 from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.files import only_writer, replace_file
 from ar_omni_jax.model.config import ConfigError
+from ar_omni_jax.overrides import split_overrides
 from ar_omni_jax.parallel.distributed import HostError, together
 from ar_omni_jax.parallel.mesh import MeshError, make_mesh
 from ar_omni_jax.parallel.sharding import ShardingError
@@ -136,18 +137,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace
     )
     parser.add_argument("--check", action="store_true", help="read the settings, say what follows, and stop")
     options, rest = parser.parse_known_args(arguments)
-    overrides = []
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--config."):
-            parser.error(f"unexpected argument {word!r}; settings are given as --config.key=value")
-        name, equals, text = word.removeprefix("--config.").partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                parser.error(f"{word} needs a value: {word}=VALUE")
-            text = rest.pop(0)
-        overrides.append((name, text))
-    return options, overrides
+    return options, split_overrides(rest, parser.error)
 
 
 # ---------------------------------------------------------------------------------------- putting a run together

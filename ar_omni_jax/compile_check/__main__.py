@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ar_omni_jax.compile_check.environment import EnvironmentMissing, prepare
 from ar_omni_jax.compile_check.targets import TargetError, describe_targets, find_target
+from ar_omni_jax.overrides import split_overrides
 
 DEFAULT_CACHE = Path("runs/compile_check.jsonl")
 
@@ -61,18 +62,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace
     parser.add_argument("--rows", default="1,2,4,8,16", metavar="N,M", help=rows)
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="of --search (default %(default)s)")
     options, rest = parser.parse_known_args(arguments)
-    overrides = []
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--config."):
-            parser.error(f"unexpected argument {word!r}; settings are given as --config.key=value")
-        name, equals, text = word.removeprefix("--config.").partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                parser.error(f"{word} needs a value: {word}=VALUE")
-            text = rest.pop(0)
-        overrides.append((name, text))
-    return options, overrides
+    return options, split_overrides(rest, parser.error)
 
 
 if __name__ == "__main__":

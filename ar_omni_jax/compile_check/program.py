@@ -23,6 +23,7 @@ from ar_omni_jax.parallel.mesh import MeshError, make_mesh
 from ar_omni_jax.tokenizers.image.config import VQGANConfig
 from ar_omni_jax.training.losses import LossError
 from ar_omni_jax.training.perceptual import FrozenImageDecoder
+from ar_omni_jax.training.spikes import SpikeConfig
 from ar_omni_jax.training.step import Trainer
 
 
@@ -105,6 +106,7 @@ def abstract_trainer(config: ConfigDict, mesh: Mesh) -> tuple[Trainer, tuple[str
         mesh,
         decoder,
         total_steps=config.train.steps,
+        spike=SpikeConfig(config.train.skip_spikes),
     )
     return trainer, notes
 

@@ -4,7 +4,7 @@
 # kept and training resumes from its last checkpoint.
 #
 #   bash launch/run_local.sh                                  27 minutes on 2 CPU cores
-#   WORKDIR=runs/long STEPS=20000 SCENES=24000 bash launch/run_local.sh     a longer run
+#   WORKDIR=runs/long STEPS=10000 SCENES=64000 bash launch/run_local.sh     a longer run
 #   bash launch/run_local.sh --config.optimizer.peak_lr=1e-3  further arguments go to training
 #
 # Relative paths count from the checkout's root, wherever the command is given.

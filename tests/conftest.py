@@ -1,6 +1,11 @@
 """One process with 8 fake CPU devices for the whole suite: set before anything imports jax."""
 
 import os
+import signal
+
+# A shell's background job ignores Ctrl-C, and so would the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile far more than they compute: level 0 halves the compiler's time.

@@ -4,8 +4,9 @@ import pytest
 
 from data_pipelines.benchmark import growth
 
-# MiB: what libraries allocate at random. The larger corpus has some 55 more of decoded sounds, or 35 of tokens.
-ALLOWED = {"build_shards, vctk": 32, "pack_shards": 20, "inspect_shards": 20, "loader": 20}
+# MiB: what libraries allocate at random; of a build also its two windows of 1,024 decoded sounds (64 KiB each), which
+# only the larger corpus fills. It has 145 MiB of them in all, and 35 of tokens.
+ALLOWED = {"build_shards, vctk": 192, "pack_shards": 20, "inspect_shards": 20, "loader": 20}
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 import os
 import signal
 
-# A shell's background job ignores Ctrl-C, and so would the processes that tests start and interrupt.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background job ignores Ctrl-C, one under nohup a closed session, and so would the processes that tests start
+# and interrupt.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile far more than they compute: level 0 halves the compiler's time.

@@ -120,6 +120,7 @@ def run(folder, room, until, max_failed=10):
                 time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
         if n == until - 1:
+            time.sleep(1.5)  # the save runs in the background, and must fail before there is room again
             print("kept while the disk was full:", steps_in(folder + "/checkpoints"))
         if n == until:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

@@ -1,16 +1,18 @@
-"""What machine this is, for records of measurements."""
+"""What machine this is, and what a process takes of it. JAX is imported only where it is asked."""
 
 from __future__ import annotations
 
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
-
-import jax
 
 
 def machine() -> dict:
     """What a reader needs to judge a measurement: processor, accelerator, versions, and how busy it was."""
+    import jax
+
     device = jax.devices()[0]
     return {
         "processor": _processor(),
@@ -26,6 +28,23 @@ def machine() -> dict:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_resident_bytes(pid: int | None = None) -> int:
+    """The largest resident set so far, of this process or of `pid`; 0 for one that has ended or cannot be looked at.
+
+    Linux hands a parent's `ru_maxrss` down to the processes that it starts, so that is asked only elsewhere.
+    """
+    try:
+        status = Path(f"/proc/{pid or 'self'}/status").read_text()
+    except OSError:
+        status = ""
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    if pid is not None:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _processor() -> str:

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import jax
 from clu import parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ar_omni_jax import prepare
@@ -57,7 +58,7 @@ from ar_omni_jax.training.progress import say
 from ar_omni_jax.training.signals import StopSignal
 from ar_omni_jax.training.spikes import SpikeConfig
 from ar_omni_jax.training.step import BatchError, Trainer
-from ar_omni_jax.vocabulary import VocabularyError, chameleon_vocabulary
+from ar_omni_jax.vocabulary import JointVocabulary, VocabularyError, chameleon_vocabulary
 from data_pipelines.dataset_info import FILE_NAME, DatasetInfo, read_info
 from data_pipelines.loader import make_loader
 from data_pipelines.mixture import MixtureError
@@ -154,16 +155,8 @@ def assemble(config: ConfigDict, workdir: Path) -> Run:
     say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {shape} ({', '.join(mesh.axis_names)})")
     say(describe_derived(derived(config, model)))
     say(describe_flops(model, config.data.length))
-    trainer = Trainer(
-        model,
-        config.loss.to_dict(),
-        config.optimizer.to_dict(),
-        vocabulary,
-        mesh,
-        image_decoder(tokenizers) if config.loss.perceptual_weight and tokenizers else None,
-        total_steps=config.train.steps,
-        spike=SpikeConfig(config.train.skip_spikes),
-    )
+    decoder = image_decoder(tokenizers) if config.loss.perceptual_weight and tokenizers else None
+    trainer = make_trainer(config, vocabulary, mesh, decoder)
 
     def open_loader(split: str, start_step: int):
         return make_loader(
@@ -190,6 +183,20 @@ def assemble(config: ConfigDict, workdir: Path) -> Run:
         data=hashlib.sha256((path / FILE_NAME).read_bytes()).hexdigest()[:16],
         flops_per_token=model.flops_per_token(config.data.length),
         sample=make_sampler(config, path, tokenizers, trainer),
+    )
+
+
+def make_trainer(config: ConfigDict, vocabulary: JointVocabulary, mesh: Mesh, decoder: FrozenImageDecoder | None):
+    """The Trainer that the settings ask for on `mesh`; nothing is allocated. Errors of settings as in `Trainer`."""
+    return Trainer(
+        model_config(config.model, vocabulary.size),
+        config.loss.to_dict(),
+        config.optimizer.to_dict(),
+        vocabulary,
+        mesh,
+        decoder,
+        total_steps=config.train.steps,
+        spike=SpikeConfig(config.train.skip_spikes),
     )
 
 

@@ -21,16 +21,13 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ar_omni_jax.machine import cores
+
 MAX_DEFAULT_WORKERS = 16
 
 
 class WorkerDied(RuntimeError):
     """A decoding process ended that should not have; the message names what it was working on, and what to do."""
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers() -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 
 from ar_omni_jax.benchmarks import training_work as work
 from ar_omni_jax.files import replace_file
+from ar_omni_jax.machine import machine, peak_resident_bytes
 
 SIDES = ("ours", "torch")
 OURS = ("attention", "remat", "accumulate")  # settings of this project's side
@@ -94,10 +94,9 @@ def measure(options: argparse.Namespace) -> dict:
         seconds.append(time.perf_counter() - started)
     useful = [sum(len(d.tokens) for d in documents) for documents in found[1:]]
     places = sum(b["tokens"].size for bs in batches[1:] for b in (bs if isinstance(bs, list) else [bs]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "name": step.name, "losses": losses, "seconds": seconds, "useful_tokens": useful, "first_seconds": first,
-        "useful_share": sum(useful) / places, "peak_bytes": peak,
+        "useful_share": sum(useful) / places, "peak_bytes": peak_resident_bytes(),
     }  # fmt: skip
 
 
@@ -106,8 +105,6 @@ def measure(options: argparse.Namespace) -> dict:
 
 def compare(options: argparse.Namespace) -> dict:
     """Runs both sides in turn and puts their numbers beside each other. RuntimeError when their losses differ."""
-    from ar_omni_jax.machine import machine
-
     with tempfile.TemporaryDirectory() as folder:
         _child(options, "weights", folder)
         runs = {side: [] for side in SIDES}

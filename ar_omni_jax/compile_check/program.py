@@ -17,13 +17,11 @@ from ml_collections import ConfigDict
 from ar_omni_jax.compile_check import cudnn
 from ar_omni_jax.compile_check.memory import Memory, arguments_of, from_analysis, from_refusal
 from ar_omni_jax.compile_check.targets import Target
-from ar_omni_jax.config import model_config
-from ar_omni_jax.main import image_decoder, load_vocabulary
+from ar_omni_jax.main import image_decoder, load_vocabulary, make_trainer
 from ar_omni_jax.parallel.mesh import MeshError, make_mesh
 from ar_omni_jax.tokenizers.image.config import VQGANConfig
 from ar_omni_jax.training.losses import LossError
 from ar_omni_jax.training.perceptual import FrozenImageDecoder
-from ar_omni_jax.training.spikes import SpikeConfig
 from ar_omni_jax.training.step import Trainer
 
 
@@ -98,17 +96,7 @@ def abstract_trainer(config: ConfigDict, mesh: Mesh) -> tuple[Trainer, tuple[str
         shape = (vocabulary.image.count, VQGANConfig().embed_dim)
         decoder = FrozenImageDecoder(jax.ShapeDtypeStruct(shape, np.float32))
         notes = (f"no image tokenizer is named: its codebook counts with the published shape, {shape} float32",)
-    trainer = Trainer(
-        model_config(config.model, vocabulary.size),
-        config.loss.to_dict(),
-        config.optimizer.to_dict(),
-        vocabulary,
-        mesh,
-        decoder,
-        total_steps=config.train.steps,
-        spike=SpikeConfig(config.train.skip_spikes),
-    )
-    return trainer, notes
+    return make_trainer(config, vocabulary, mesh, decoder), notes
 
 
 def compile_step(config: ConfigDict, target: Target) -> Compiled:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from ar_omni_jax.decoding.grammar import END
 from ar_omni_jax.decoding.placement import place_rows
 from ar_omni_jax.decoding.request import Plan
 from ar_omni_jax.decoding.rows import Settings, empty_rows, programs
+from ar_omni_jax.machine import cores
 from ar_omni_jax.model.config import TransformerConfig
 from ar_omni_jax.model.decode_weights import DecodeWeights
 
@@ -85,7 +85,6 @@ class Lane:
     ):
         self.rows, self.capacity, self.chunk = rows, capacity, chunk
         self._weights, self._config = weights, config
-        self._grows = alone
         self._room = _room(0, capacity) if alone else capacity
         self._state, shardings = place_rows(empty_rows(config, class_of, rows, self._room), mesh)
         self._read_prompt, self._make_tokens, self._clear_row, self._resize = programs(shardings, single_thread=alone)
@@ -103,7 +102,7 @@ class Lane:
         unclean = self._unclean.intersection(slots)
         self._unclean -= unclean
         longest = max(len(ids) for ids in (plan.prompt, *plan.branches))
-        if self._grows and not self.answers:
+        if self._thread is not None and not self.answers:
             self._room = 0  # nobody needs what earlier answers did
         self.answers[slots[0]] = Answer(index, name, slots, _bucket(longest, self.capacity))
         room = self._room_now()
@@ -140,7 +139,7 @@ class Lane:
 
     def _room_now(self) -> int:
         """Slots a row that what is under way may need; never fewer while anything is."""
-        if self._grows:
+        if self._thread is not None:
             reach = max(answer.prompt + answer.told + answer.ahead for answer in self.answers.values())
             self._room = max(self._room, _room(reach, self.capacity))
         return self._room
@@ -199,7 +198,7 @@ def make_lanes(weights: DecodeWeights, config, class_of, *, rows: int, mesh: Mes
     count = 1
     if mesh is None and jax.default_backend() == "cpu":
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
-        count = lane_count(rows, size, _cores())
+        count = lane_count(rows, size, cores())
     options = {"rows": rows // count, "mesh": mesh, "alone": count > 1, **room}
     return [Lane(weights, config, class_of, **options) for _ in range(count)]
 
@@ -209,10 +208,6 @@ def lane_count(rows: int, weight_bytes: int, cores: int) -> int:
     weights do not stay in the cache."""
     most = min(cores, rows // ROWS_OF_A_LANE) if weight_bytes <= CACHED_BYTES else 1
     return next((count for count in range(most, 1, -1) if rows % count == 0), 1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _room(reach: int, capacity: int) -> int:

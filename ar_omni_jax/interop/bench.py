@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import numpy as np
 from ar_omni_jax.interop.arrays import DTYPES
 from ar_omni_jax.interop.backbone import SEPARATE, Backbone, shapes
 from ar_omni_jax.interop.registry import layout
+from ar_omni_jax.machine import peak_resident_bytes
 from ar_omni_jax.model.config import TransformerConfig, chameleon_7b
 from ar_omni_jax.vocabulary import JointVocabulary, chameleon_vocabulary, compact_vocabulary
 
@@ -51,12 +51,10 @@ def random_backbone(config: TransformerConfig, vocabulary: JointVocabulary, dtyp
 
 def measured(arguments: Sequence[str]) -> dict[str, float]:
     """Runs `convert` in a process of its own: {"seconds", "peak_gib"}; RuntimeError when it fails."""
-    # Not `ru_maxrss`: Linux hands a parent's down to the processes that it starts.
     code = (
-        "import re, sys\nfrom ar_omni_jax import convert\n"
+        "import sys\nfrom ar_omni_jax import convert\nfrom ar_omni_jax.machine import peak_resident_bytes\n"
         "code = convert.main(sys.argv[1:])\n"
-        "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"
-        "print('peak', peak, file=sys.stderr)\nsys.exit(code)"
+        "print('peak', peak_resident_bytes(), file=sys.stderr)\nsys.exit(code)"
     )
     start = time.monotonic()
     process = subprocess.Popen(
@@ -71,7 +69,7 @@ def measured(arguments: Sequence[str]) -> dict[str, float]:
             print(line, end="", file=sys.stderr, flush=True)
     if process.wait():
         raise RuntimeError(f"convert {' '.join(arguments)} failed:\n{''.join(lines[-5:])}")
-    return {"seconds": round(time.monotonic() - start, 1), "peak_gib": round(peak / 2**20, 2)}
+    return {"seconds": round(time.monotonic() - start, 1), "peak_gib": round(peak / 2**30, 2)}
 
 
 def require_equal(made: Backbone, folder: Path) -> None:
@@ -116,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shutil.rmtree(back)
     if not options.keep:
         shutil.rmtree(source)
-    report["own_peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    report["own_peak_gib"] = round(peak_resident_bytes() / 2**30, 2)
     report["bit_equal"] = True
     print(json.dumps(report, indent=1))
     return 0

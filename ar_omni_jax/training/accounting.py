@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 
 import jax
 
+from ar_omni_jax.machine import peak_resident_bytes
 from ar_omni_jax.model.config import TransformerConfig
 
 # Names in metrics.jsonl that tell of the machine and of interruptions, by their start. All others are what was
@@ -48,8 +47,7 @@ def memory() -> dict[str, float]:
         values = [found[key] for found in stats if key in found]
         if values:
             out[f"memory/{name}_gib"] = max(values) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    out["memory/host_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    out["memory/host_peak_gib"] = peak_resident_bytes() / 2**30
     return out
 
 

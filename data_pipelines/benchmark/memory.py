@@ -15,6 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ar_omni_jax.machine import peak_resident_bytes
+
 _EVERY = 0.2  # seconds between looks at the command's own children
 
 
@@ -44,7 +46,8 @@ def main(command: Sequence[str]) -> int:
         if ended:
             break
         for pid in (process.pid, *processes_below(process.pid)):
-            peaks[pid] = _peak(pid) or peaks.get(pid, 0)  # it never sinks: the last one seen counts
+            # It never sinks: the last one seen counts.
+            peaks[pid] = peak_resident_bytes(pid) // 1024 or peaks.get(pid, 0)
         time.sleep(_EVERY)
     own = peaks.pop(process.pid, 0)
     largest = usage.ru_maxrss // (1024 if sys.platform == "darwin" else 1)  # of it or of a child that it waited for
@@ -67,15 +70,6 @@ def processes_below(root: int) -> set[int]:
     while below := {pid for pid, parent in parents.items() if parent in below}:
         found |= below
     return found
-
-
-def _peak(pid: int) -> int:
-    """KiB that a process held at most so far; 0 when it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")), 0)
 
 
 if __name__ == "__main__":

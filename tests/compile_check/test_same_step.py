@@ -28,7 +28,6 @@ def test_the_trainer_is_asked_for_the_same_things(monkeypatch, tmp_path):
     monkeypatch.setattr(main, "check_data", lambda *_: types.SimpleNamespace(tokenizers={}))
     with pytest.raises(Assembled) as training:
         main.assemble(config, tmp_path)
-    monkeypatch.setattr(program, "Trainer", asked)
     with pytest.raises(Assembled) as checked:
         program.abstract_trainer(config, make_mesh(config.mesh.to_dict(), jax.devices()))
     assert training.value.args == checked.value.args

@@ -33,7 +33,7 @@ def test_lane_count(rows, megabytes, cores, expected):
 @pytest.fixture(scope="module")
 def engine():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lanes, "_cores", lambda: 2)
+        patch.setattr(lanes, "cores", lambda: 2)
         made = make_engine(rows=8)
     assert [lane.rows for lane in made._lanes] == [4, 4]
     return made
@@ -114,7 +114,7 @@ ROOMY = dataclasses.replace(CONFIG, max_length=300)
 @pytest.fixture(scope="module")
 def roomy():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lanes, "_cores", lambda: 2)
+        patch.setattr(lanes, "cores", lambda: 2)
         made = Engine(Transformer(ROOMY, rngs=nnx.Rngs(1)), VOCABULARY, rows=8, chunk=16)
     assert len(made._lanes) == 2
     return made

@@ -37,6 +37,8 @@ EXTRAS = {
     "fid": ["clean-fid>=0.1.35"],
     # TFDS 4.9.10 imports importlib_resources without asking for it.
     "tfds": ["tensorflow-datasets>=4.9.9", "tensorflow-cpu", "importlib_resources"],
+    # What `python -m data_pipelines.benchmark` reads with beside this project's own loader.
+    "benchmark": ["datasets>=3"],
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     # Compiling for TPUs on a machine without one (python -m ar_omni_jax.compile_check). jax[tpu] knows which libtpu

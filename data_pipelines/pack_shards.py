@@ -136,12 +136,13 @@ def summary(info: DatasetInfo) -> str:
             )
             if entry["fill"].get(group, 1) < LOW_FILL and rows > 1:
                 mean = kept["tokens"] / kept["documents"]
-                flag = "bucket_lengths" if info.settings.get("longer_than") else "length"
+                bucket = "longer_than" in info.settings  # its texts, if any, are as long as the others
                 better = -(-int(mean * (info.length // mean + 1) * 1.03) // 64) * 64
-                texts = "" if group == "text" or info.settings.get("top_up") else "--top_up=text puts texts there, or "
+                helped = bucket or group == "text" or info.settings.get("top_up")
+                texts = "" if helped else "--top_up=text puts texts there, or "
                 lines.append(
                     f"  low fill: whole documents of about {mean:.0f} tokens leave this room; {texts}try "
-                    f"--{flag}={better}"
+                    f"--{'bucket_lengths' if bucket else 'length'}={better}"
                 )
         if entry["cut"]["documents"]:
             lines.append(f"{split}: {entry['cut']['documents']} documents cut into {entry['cut']['pieces']} pieces")

@@ -21,10 +21,11 @@ import itertools
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ar_omni_jax.files import only_writer
 from data_pipelines.buckets import FOLDER, Part, divide, folder_name
 from data_pipelines.dataset_info import DatasetInfo, read_info
 from data_pipelines.pack_options import BEYOND, OVERLONG, PackOptions
@@ -57,17 +58,32 @@ def pack(
     splits = splits or sorted(documents.splits)
     if reserved := [split for split in splits if FOLDER.fullmatch(split)]:
         raise SchemaError(f"split {reserved[0]!r} has the name of a folder of longer rows; build it under another name")
-    folders = _folders(output, options, documents, splits if overwrite else ())
-    longer = sorted(path for path in output.glob("rows-*") if FOLDER.fullmatch(path.name))
-    replaced = [output, *longer] if overwrite else []
-    for path in replaced:
-        forget(path, splits)
-    for split in splits:
-        with contextlib.closing(SplitReader(inputs, split)) as reader:
-            for path in replaced:
-                discard(path, split)
-            _pack_split(reader, split, folders, options, show_progress)
+    with _alone(output):
+        folders = _folders(output, options, documents, splits if overwrite else ())
+        longer = sorted(path for path in output.glob("rows-*") if FOLDER.fullmatch(path.name))
+        replaced = [output, *longer] if overwrite else []
+        for path in replaced:
+            forget(path, splits)
+        for split in splits:
+            with contextlib.closing(SplitReader(inputs, split)) as reader:
+                for path in replaced:
+                    discard(path, split)
+                _pack_split(reader, split, folders, options, show_progress)
     return folders[0].info
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keeps a second command out of `output`: each would take the other's unfinished shards for left ones."""
+    output.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(only_writer(output))
+        except BlockingIOError as e:
+            raise SchemaError(
+                f"{output}: another pack_shards is writing here; wait for it, stop it, or give another --output"
+            ) from e
+        yield
 
 
 def _folders(output: Path, options: PackOptions, documents: DatasetInfo, replaced: Sequence[str]) -> list[PackedFolder]:

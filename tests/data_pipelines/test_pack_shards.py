@@ -16,6 +16,7 @@ import pytest
 from corpus import VOCABULARY, contents, key, make_documents, rows_of, write_documents
 
 from ar_omni_jax.documents import GROUPS
+from ar_omni_jax.files import only_writer
 from ar_omni_jax.vocabulary import Modality, VocabularyError, compact_vocabulary
 from data_pipelines import pack_shards, packing
 from data_pipelines.dataset_info import read_info, write_info
@@ -148,6 +149,13 @@ def test_killed_process_resumes_to_equal_bytes(corpus, packed, tmp_path):
     job.wait()
     (tmp_path / "train").mkdir(exist_ok=True)
     (tmp_path / "train" / ".text-00000-of-00006.arrayrecord.1.tmp").write_bytes(b"left by a killed writer")
+    pack(corpus[0], tmp_path, OPTIONS)
+    assert contents(tmp_path) == contents(packed[0])
+
+
+def test_two_commands_do_not_write_the_same_output(corpus, packed, tmp_path):
+    with only_writer(tmp_path), pytest.raises(SchemaError, match="another pack_shards is writing here.*--output"):
+        pack(corpus[0], tmp_path, OPTIONS)
     pack(corpus[0], tmp_path, OPTIONS)
     assert contents(tmp_path) == contents(packed[0])
 

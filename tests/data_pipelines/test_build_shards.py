@@ -155,6 +155,29 @@ def test_workers_make_the_same_files_as_one_process(manifest, tmp_path):
     assert files(tmp_path / "one") == files(tmp_path / "many")
 
 
+@pytest.mark.parametrize("calls", [0, 1])
+def test_a_stopped_command_of_an_array_job_is_run_again_alone(manifest, tmp_path, calls):
+    """Stopped in its first or second shard, while the others end; these then have nothing to do."""
+    build(manifest, tmp_path / "one")
+    stopped = make_tokenizers()
+    encode = stopped.speech.encode_batch
+
+    def fail(waves):
+        if len(stopped.speech.calls) == calls:
+            raise KeyboardInterrupt
+        return encode(waves)
+
+    stopped.speech.encode_batch = fail
+    with pytest.raises(KeyboardInterrupt):
+        build(manifest, tmp_path / "many", stopped, worker_index=1, worker_count=3)
+    for worker in (0, 2):
+        assert build(manifest, tmp_path / "many", worker_index=worker, worker_count=3) is None
+    again = make_tokenizers()
+    assert build(manifest, tmp_path / "many", again, worker_index=1, worker_count=3) is not None
+    assert len(again.speech.calls) == 2 - calls, "a finished shard was made again"
+    assert files(tmp_path / "one") == files(tmp_path / "many")
+
+
 def test_a_second_run_does_nothing_and_a_lost_shard_is_made_again(manifest, tmp_path):
     build(manifest, tmp_path)
     before = files(tmp_path)

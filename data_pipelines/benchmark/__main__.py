@@ -136,12 +136,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=10, help="time of each way to read")
     parser.add_argument("--media", type=int, default=1000, help="documents to build")
     parser.add_argument("--memory_documents", type=int, default=1024, help="documents of the smaller memory corpus")
+    parser.add_argument(
+        "--memory_of", action="append", choices=growth.COMMANDS, help="a command to measure, may repeat; default: all"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="the record")
     args = parser.parse_args(argv)
     parts: dict[str, Callable[[Path], Any]] = {
         "readers": lambda path: measure_readers(path, args.documents, args.length, args.rows, args.seconds),
         "build": lambda path: measure_build(path, args.media),
-        "memory": lambda path: growth.measure_memory(path, args.memory_documents),
+        "memory": lambda path: growth.measure_memory(path, args.memory_documents, args.memory_of),
     }
     record: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as scratch:

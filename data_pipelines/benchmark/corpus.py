@@ -21,7 +21,7 @@ from data_pipelines.dataset_info import Counts, DatasetInfo, write_info
 SHARDS = 4
 _PICTURE = (320, 240)  # pixels
 _SOUND_RATE, _SOUND_SECONDS = 24000, 2
-_SHORT_SECONDS = 0.25  # of sounds in the corpora below, which are about their index
+_SHORT_SECONDS, _SMALL_PICTURE = 0.25, (64, 48)  # of the corpora below, which are about their index
 _PER_FILE = 1000  # records of a tar or a parquet file
 _PER_FOLDER = 100  # utterances of a chapter or speaker
 _TEXT = "document number {} of the benchmark"
@@ -95,14 +95,21 @@ def write_media(directory: Path, count: int, seed: int = 0) -> Path:
         for i in range(count):
             kind, name = ("image", f"{i}.jpg") if i % 2 else ("speech", f"{i}.flac")
             if i % 2:
-                small = rng.integers(0, 256, (12, 16, 3), np.uint8)
-                Image.fromarray(small).resize(_PICTURE).save(directory / name, quality=85)
+                (directory / name).write_bytes(_jpeg(rng, _PICTURE))
             else:
                 (directory / name).write_bytes(_flac(rng, _SOUND_SECONDS))
             turns = [[{kind: name}], [{"text": _TEXT.format(i)}]]
             line = {"id": str(i), "task": "caption" if i % 2 else "asr", "turns": turns}
             manifest.write(json.dumps(line) + "\n")
     return directory / "train.jsonl"
+
+
+def _jpeg(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
+    """Blurred spots of colour."""
+    out = io.BytesIO()
+    spots = rng.integers(0, 256, (12, 16, 3), np.uint8)
+    Image.fromarray(spots).resize(size).save(out, "JPEG", quality=85)
+    return out.getvalue()
 
 
 def _flac(rng: np.random.Generator, seconds: float) -> bytes:
@@ -121,20 +128,19 @@ def _utterances(count: int, seed: int) -> Iterator[tuple[int, str, bytes]]:
 
 
 def write_webdataset(directory: Path, count: int, seed: int = 0) -> Path:
-    """A folder of tars of `count` short utterances and their texts."""
+    """A folder of tars of `count` small pictures, with text and facts, as img2dataset leaves them."""
     directory.mkdir(parents=True, exist_ok=True)
-    archive = None
-    for i, text, sound in _utterances(count, seed):
-        if i % _PER_FILE == 0:
-            if archive is not None:
-                archive.close()
-            archive = tarfile.open(directory / f"{i // _PER_FILE:05d}.tar", "w")
-        for suffix, data in (("flac", sound), ("txt", text.encode())):
-            member = tarfile.TarInfo(f"{i:09d}.{suffix}")
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    if archive is not None:
-        archive.close()
+    rng = np.random.default_rng(seed)
+    for first in range(0, count, _PER_FILE):
+        with tarfile.open(directory / f"{first // _PER_FILE:05d}.tar", "w") as archive:
+            for i in range(first, min(first + _PER_FILE, count)):
+                text = _TEXT.format(i)
+                facts = {"caption": text, "key": f"{i:09d}", "url": f"https://example.org/{i}.jpg", "status": "success"}
+                data = {"jpg": _jpeg(rng, _SMALL_PICTURE), "txt": text.encode(), "json": json.dumps(facts).encode()}
+                for suffix, content in data.items():
+                    member = tarfile.TarInfo(f"{i:09d}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
     return directory
 
 

@@ -2,7 +2,7 @@
 
 `build_shards` is measured for each kind of index that a source keeps: lines of a manifest, headers of tars, parquet's
 footers, listings of a tree of sounds, and a tree of sounds with a file a text. The manifest has pictures and sounds of
-two seconds; the others have short sounds, for it is their index that could grow.
+two seconds; tars have small pictures, the others short sounds, for it is their index that could grow.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from ar_omni_jax.vocabulary import chameleon_vocabulary
@@ -35,7 +35,7 @@ def measure_memory(
     """{name: [MiB at `documents`, MiB at TIMES as many]} of COMMANDS or those named; None for what is not installed."""
     found: dict[str, list[float] | None] = {}
     for name in COMMANDS if names is None else names:
-        source = name.partition(", ")[2]
+        source = name.partition("build_shards, ")[2]
         if source == "hf_parquet" and importlib.util.find_spec("pyarrow") is None:
             found[name] = None
             continue
@@ -52,11 +52,16 @@ def _build(source: str, here: Path, count: int) -> float:
     return peak_memory("data_pipelines.build_shards", [*flags, "--records_per_shard=256"])
 
 
-def _pack(here: Path, count: int) -> float:
+def _pack(here: Path, count: int, name: str = "packed", options: Sequence[str] = ("--length=8192",)) -> float:
     if not (here / "shards").is_dir():
         corpus.write_token_shards(here / "shards", count, chameleon_vocabulary())
-    flags = [f"--input={here / 'shards'}", f"--output={here / 'packed'}", "--length=8192", "--unit_tokens=200000"]
+    flags = [f"--input={here / 'shards'}", f"--output={here / name}", "--unit_tokens=200000", *options]
     return peak_memory("data_pipelines.pack_shards", flags)
+
+
+def _pack_in_buckets(here: Path, count: int) -> float:
+    """Some two thirds of the documents are longer than the ordinary rows."""
+    return _pack(here, count, "buckets", ["--length=512", "--overlong=bucket", "--bucket_lengths=2048,8192"])
 
 
 def _packed(here: Path, count: int) -> Path:
@@ -67,6 +72,7 @@ def _packed(here: Path, count: int) -> Path:
 
 _READING: dict[str, Callable[[Path, int], float]] = {  # command: (folder, documents) -> MiB
     "pack_shards": _pack,
+    "pack_shards, buckets": _pack_in_buckets,
     "inspect_shards": lambda here, count: peak_memory(
         "data_pipelines.inspect_shards", [f"--input={_packed(here, count)}"]
     ),

@@ -1,8 +1,10 @@
-"""A small random corpus of token documents in shards, for tests of what comes after them."""
+"""A small random corpus of token documents in shards, for tests of what comes after them; what is in packed folders."""
+
+from pathlib import Path
 
 import numpy as np
 
-from ar_omni_jax.documents import Role, Span, TokenDocument
+from ar_omni_jax.documents import GROUPS, Role, Span, TokenDocument
 from ar_omni_jax.vocabulary import Modality, compact_vocabulary
 from data_pipelines import schema, shards
 from data_pipelines.dataset_info import Counts, DatasetInfo, write_info
@@ -59,3 +61,21 @@ def write_documents(directory, splits, shard_count=3, vocabulary=VOCABULARY):
         info.splits[split] = counts.to_dict()
     write_info(directory, info)
     return info
+
+
+def key(tokens, classes):
+    """A document's content, whatever it is called."""
+    return tokens.tobytes() + classes.tobytes()
+
+
+def rows_of(directory, split="train"):
+    """(group, row) of all packed rows of a split."""
+    for group in GROUPS:
+        for path in shards.shard_paths(Path(directory) / split, group):
+            for i, data in shards.read_records(path):
+                yield group, schema.decode_packed(data, VOCABULARY, f"{path}: {i}")
+
+
+def contents(directory):
+    """{name: bytes} of all files below a folder."""
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(Path(directory).rglob("*")) if p.is_file()}

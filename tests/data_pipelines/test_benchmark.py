@@ -116,7 +116,7 @@ def test_the_parts_of_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "datasets", None)  # importing it raises ImportError
     small = ["--documents=30", "--rows=2", "--seconds=0.01", "--media=4", "--memory_documents=6", "--length=8192"]
     monkeypatch.setattr(growth, "TIMES", 2)
-    monkeypatch.setattr(growth, "COMMANDS", growth.COMMANDS[:1] + growth.COMMANDS[-3:])
+    monkeypatch.setattr(growth, "COMMANDS", growth.COMMANDS[:1] + growth.COMMANDS[-4:])
     benchmark.main([*small, f"--output={tmp_path / 'b.json'}"])
     record = json.loads((tmp_path / "b.json").read_text())
     assert record["machine"]["cores"] >= 1 and record["machine"]["processor"]

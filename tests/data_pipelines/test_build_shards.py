@@ -1,5 +1,6 @@
 """From raw files to token shards: content, accounting, bad input, resuming after a kill, workers."""
 
+import contextlib
 import io
 import json
 import os
@@ -154,6 +155,29 @@ def test_workers_make_the_same_files_as_one_process(manifest, tmp_path):
     assert files(tmp_path / "one") == files(tmp_path / "many")
 
 
+@pytest.mark.parametrize("calls", [0, 1])
+def test_a_stopped_command_of_an_array_job_is_run_again_alone(manifest, tmp_path, calls):
+    """Stopped in its first or second shard, while the others end; these then have nothing to do."""
+    build(manifest, tmp_path / "one")
+    stopped = make_tokenizers()
+    encode = stopped.speech.encode_batch
+
+    def fail(waves):
+        if len(stopped.speech.calls) == calls:
+            raise KeyboardInterrupt
+        return encode(waves)
+
+    stopped.speech.encode_batch = fail
+    with pytest.raises(KeyboardInterrupt):
+        build(manifest, tmp_path / "many", stopped, worker_index=1, worker_count=3)
+    for worker in (0, 2):
+        assert build(manifest, tmp_path / "many", worker_index=worker, worker_count=3) is None
+    again = make_tokenizers()
+    assert build(manifest, tmp_path / "many", again, worker_index=1, worker_count=3) is not None
+    assert len(again.speech.calls) == 2 - calls, "a finished shard was made again"
+    assert files(tmp_path / "one") == files(tmp_path / "many")
+
+
 def test_a_second_run_does_nothing_and_a_lost_shard_is_made_again(manifest, tmp_path):
     build(manifest, tmp_path)
     before = files(tmp_path)
@@ -212,6 +236,16 @@ def bomb() -> bytes:
     return out.getvalue()
 
 
+def bomb_jpeg() -> bytes:
+    """A small JPEG file whose frame header says 60000 x 60000 pixels."""
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "JPEG")
+    data = bytearray(out.getvalue())
+    at = data.index(b"\xff\xc0") + 5  # marker, length of the header, bits a sample; then height and width
+    data[at : at + 4] = (60000).to_bytes(2, "big") * 2
+    return bytes(data)
+
+
 def caption(image):
     return {"id": "bad", "task": "caption", "turns": [[{"image": image}], [{"text": "x"}]]}
 
@@ -225,6 +259,9 @@ BAD = {
     "not an image": (caption("text.png"), "unusable image", "text.png"),
     "cut image": (caption("cut.png"), "unusable image", "cut.png"),
     "image bomb": (caption("bomb.png"), "unusable image", "bomb.png.*900000000 pixels"),
+    "cut JPEG": (caption("cut.jpg"), "unusable image", "cut.jpg"),
+    "cut WebP": (caption("cut.webp"), "unusable image", "cut.webp"),
+    "JPEG bomb": (caption("bomb.jpg"), "unusable image", "bomb.jpg.*3600000000 pixels"),
     "missing speech": (asr("none.wav"), "unusable speech", "none.wav"),
     "not speech": (asr("text.wav"), "unusable speech", "text.wav"),
     "speech without samples": (asr("empty.wav"), "unusable speech", "empty.wav.*no samples"),
@@ -246,6 +283,11 @@ def bad_corpus(tmp_path_factory):
         (root / name).write_text("this is text")
     (root / "cut.png").write_bytes((root / "0.png").read_bytes()[:60])
     (root / "bomb.png").write_bytes(bomb())
+    (root / "bomb.jpg").write_bytes(bomb_jpeg())
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    for name in ("cut.jpg", "cut.webp"):
+        noise.save(root / name)
+        (root / name).write_bytes((root / name).read_bytes()[:1500])
     soundfile.write(root / "empty.wav", np.zeros(0, np.float32), SPEECH_RATE)
     return root, lines
 
@@ -277,6 +319,16 @@ def test_skipping_stops_past_the_budget_of_all_records(bad_corpus, tmp_path):
     assert counts["read"] == 25 == counts["documents"] + counts["dropped"]["malformed record"]
     accounts = [json.loads(p.read_text()) for p in (tmp_path / ".build").glob("*.json")]
     assert sum(len(a["skipped"]) for a in accounts) == 5 and sum(a["read"] for a in accounts) == 25
+
+
+def test_the_budget_is_one_percent_unless_told(tmp_path):
+    lines = make_corpus(tmp_path, 100).read_text().splitlines()
+    for bad, well in ((1, True), (2, True), (3, False)):  # 1.01 and 1.02 are two, of 103 records, too
+        manifest = tmp_path / f"{bad}.jsonl"
+        manifest.write_text("\n".join([*lines, *["{"] * bad]) + "\n")
+        with contextlib.nullcontext() if well else pytest.raises(BuildError, match=r"3 of 103 .*budget of 1.00% \(2\)"):
+            counts = build(manifest, tmp_path / str(bad), on_error="skip", records_per_shard=200).splits["train"]
+            assert counts["documents"] == 100 and counts["dropped"] == {"malformed record": bad}
 
 
 def test_the_budget_holds_for_all_workers_together(bad_corpus, tmp_path):

@@ -13,31 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import VOCABULARY, make_documents, write_documents
+from corpus import VOCABULARY, contents, key, make_documents, rows_of, write_documents
 
 from ar_omni_jax.documents import GROUPS
+from ar_omni_jax.files import only_writer
 from ar_omni_jax.vocabulary import Modality, VocabularyError, compact_vocabulary
-from data_pipelines import pack_shards, packing, schema, shards
-from data_pipelines.dataset_info import read_info
+from data_pipelines import pack_shards, packing
+from data_pipelines.dataset_info import read_info, write_info
 from data_pipelines.pack_shards import PackOptions, pack
 from data_pipelines.schema import SchemaError
 
 OPTIONS = PackOptions(512, unit_tokens=12_000)
 
 
-def key(tokens, classes):
-    return tokens.tobytes() + classes.tobytes()
-
-
-def rows_of(directory, split="train"):
-    for group in GROUPS:
-        for path in shards.shard_paths(Path(directory) / split, group):
-            for i, data in shards.read_records(path):
-                yield group, schema.decode_packed(data, VOCABULARY, f"{path}: {i}")
-
-
-def contents(directory):
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(Path(directory).rglob("*")) if p.is_file()}
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +153,13 @@ def test_killed_process_resumes_to_equal_bytes(corpus, packed, tmp_path):
     assert contents(tmp_path) == contents(packed[0])
 
 
+def test_two_commands_do_not_write_the_same_output(corpus, packed, tmp_path):
+    with only_writer(tmp_path), pytest.raises(SchemaError, match="another pack_shards is writing here.*--output"):
+        pack(corpus[0], tmp_path, OPTIONS)
+    pack(corpus[0], tmp_path, OPTIONS)
+    assert contents(tmp_path) == contents(packed[0])
+
+
 def test_several_inputs_are_packed_as_one(corpus, tmp_path):
     docs = {"a": make_documents(80, 1, kinds=[1, 2]), "b": make_documents(90, 2, kinds=[3]), "c": make_documents(70, 3)}
     write_documents(tmp_path / "a", {"train": docs["a"], "validation": make_documents(9, 4)})
@@ -186,7 +183,7 @@ def test_several_inputs_are_packed_as_one(corpus, tmp_path):
         pack([folders[0], tmp_path / "b" / ".." / "a"], tmp_path / "two", options)
     other = write_documents(tmp_path / "d", {"train": docs["c"]})
     other.settings = {"template": "released"}
-    pack_shards.write_info(tmp_path / "d", other)
+    write_info(tmp_path / "d", other)
     with pytest.raises(SchemaError, match="d has other settings than the first: .*released.*paper"):
         pack([*folders, tmp_path / "d"], tmp_path / "two", options)
     pack_shards.main([*(f"--input={f}" for f in folders), f"--output={tmp_path / 'cli'}", "--length=512"])
@@ -237,11 +234,8 @@ def test_a_shard_that_is_gone_is_made_again(corpus, packed, tmp_path):
 def test_an_interrupted_overwrite_is_not_taken_for_finished(corpus, packed, tmp_path, monkeypatch):
     shutil.copytree(packed[0], tmp_path, dirs_exist_ok=True)
 
-    def failing(self, *args):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(pack_shards.SplitPacker, "_write_rows", failing)
+        patch.setattr(pack_shards.SplitPacker, "_write_rows", interrupt)
         with pytest.raises(KeyboardInterrupt):
             pack(corpus[0], tmp_path, OPTIONS, ["train"], overwrite=True)
     assert list(read_info(tmp_path).splits) == ["validation"]
@@ -284,11 +278,13 @@ def test_more_shards_than_a_process_may_have_open(tmp_path):
     assert int(done.stdout.split()[-1]) > 300
 
 
-def test_other_options_do_not_mix_into_a_begun_or_finished_output(corpus, packed, tmp_path):
+def test_other_options_do_not_mix_into_a_begun_or_finished_output(corpus, packed, tmp_path, monkeypatch):
     with pytest.raises(SchemaError, match="--overwrite"):
         pack(corpus[0], packed[0], PackOptions(1024))
-    packer = pack_shards.SplitPacker([(corpus[0], read_info(corpus[0]))], tmp_path, "train", OPTIONS)
-    packer._check_plan()
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_shards.SplitPacker, "_write_rows", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pack(corpus[0], tmp_path, OPTIONS, ["train"])
     with pytest.raises(SchemaError, match="begun with other options"):
         pack(corpus[0], tmp_path, PackOptions(512, seed=5), ["train"])
     info = pack(corpus[0], tmp_path, PackOptions(512, seed=5), ["train"], overwrite=True)
@@ -332,7 +328,7 @@ def test_damaged_or_foreign_input_is_named(corpus, tmp_path):
     small = compact_vocabulary(10, 20, 20, (2, 2))
     info = write_documents(tmp_path / "foreign", {"train": docs})
     info.vocabulary = small
-    pack_shards.write_info(tmp_path / "foreign", info)
+    write_info(tmp_path / "foreign", info)
     with pytest.raises(VocabularyError, match=r"train-0000\d-of-00003.arrayrecord: record \d+: document 'doc\d+'"):
         pack(tmp_path / "foreign", tmp_path / "out", OPTIONS)
     with pytest.raises(SchemaError, match="no test shards; it has"):

@@ -83,6 +83,18 @@ def test_fill_of_real_lengths_is_above_98_percent(draw, capacity):
     assert fill(lengths, rows, capacity) >= 0.98
 
 
+@pytest.mark.parametrize(("draw", "shorter", "length"), [(pages, 512, 4096), (mls, 512, 4096), (pages, 2048, 4096)])
+def test_longer_rows_fill_up_unless_they_are_but_twice_as_long(draw, shorter, length):
+    """With what the shorter rows do not hold: of more than half a row each stands alone."""
+    drawn = draw(np.random.default_rng(0), 6000)
+    there = drawn[drawn > shorter]
+    rows = packing.pack_documents(there, length, np.random.default_rng(1))
+    if length > 2 * shorter:
+        assert fill(there, rows, length) >= 0.98
+    else:
+        assert len(rows) == len(there) and fill(there, rows, length) < 0.8
+
+
 @pytest.mark.parametrize(("draw", "capacity"), [(laion, 4096), (laion, 8192), (toy_images, 512), (toy_images, 576)])
 def test_where_whole_documents_cannot_fill_rows_no_packing_is_better(draw, capacity):
     lengths = draw(np.random.default_rng(0), 6000)

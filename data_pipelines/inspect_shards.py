@@ -58,6 +58,8 @@ def description(info: DatasetInfo) -> list[str]:
             lines.append(f"{split}: {number} documents dropped ({reason}): {', '.join(names)}, ...")
         if entry.get("cut", {}).get("documents"):
             lines.append(f"{split}: {entry['cut']['documents']} documents cut into {entry['cut']['pieces']} pieces")
+        for name, part in entry.get("longer", {}).items():
+            lines.append(f"{split}: {part['documents']} documents in longer rows: {name}")
     return lines
 
 

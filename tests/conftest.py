@@ -19,10 +19,11 @@ for _flag, _value in (("--xla_force_host_platform_device_count", 8), ("--xla_bac
 if os.environ.get("CI"):
     import importlib.util
 
-    _missing = [
-        name
-        for name in ("torch", "transformers", "pocketsphinx", "espeakng_loader", "jiwer")
-        if importlib.util.find_spec(name) is None
+    _wanted = ["torch", "transformers", "pocketsphinx", "espeakng_loader", "jiwer"]
+    _extras = os.environ.get("TEST_EXTRAS", "").split(",")
+    _wanted += [
+        name for extra, name in (("tfds", "tensorflow_datasets"), ("benchmark", "datasets")) if extra in _extras
     ]
+    _missing = [name for name in _wanted if importlib.util.find_spec(name) is None]
     if _missing:
-        raise RuntimeError(f"CI needs {', '.join(_missing)}: the [test] extra was not installed whole")
+        raise RuntimeError(f"CI needs {', '.join(_missing)}: the extras {','.join(_extras)} were not installed whole")

@@ -136,6 +136,9 @@ def test_longer_rows_are_read_as_any_others(corpus, packed, capsys):
     found = inspect_shards.inspect(folder, splits=["train"])["train"]
     assert sum(group.documents for group in found.values()) == sum(documents_in(folder).values())
     assert "longer_than=128" in capsys.readouterr().out
+    inspect_shards.inspect(packed[0], splits=["train"])
+    longer = read_info(packed[0]).splits["train"]["longer"]["rows-256"]["documents"]
+    assert longer and f"train: {longer} documents in longer rows: rows-256" in capsys.readouterr().out
     with pytest.raises(SchemaError, match=r"rows-256 has rows of 256 tokens, the config says 128; set data.length=256"):
         make_loader(data | {"length": 128}, split="train", global_batch=4, seed=0)
 

@@ -139,8 +139,8 @@ def _on_all(read: Callable[[], Any], path: Path) -> Any:
     if jax.process_count() > 1:
         damaged = np.flatnonzero(multihost_utils.process_allgather(np.int32(damage is not None)))
         if len(damaged) and damage is None:
-            who = ", ".join(map(str, damaged))
-            damage = CorruptCheckpointError(f"checkpoint {path}: process {who} of {jax.process_count()} cannot read it.")
+            who = f"process {', '.join(map(str, damaged))} of {jax.process_count()}"
+            damage = CorruptCheckpointError(f"checkpoint {path}: {who} cannot read it.")
     if damage is not None:
         raise damage
     return found

@@ -13,13 +13,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 SCHEMA_VERSION = 1
@@ -116,6 +117,35 @@ def orbax_context() -> ocp.Context:
 # ------------------------------------------------------------------------------------------------------ reading
 
 
+def _alone() -> ocp.Context:
+    """As `orbax_context`, for reading without waiting for other processes: one that finds damage would never come."""
+    context = orbax_context()
+    if jax.process_count() > 1:
+        context.multiprocessing.primary_host = jax.process_index()
+        context.multiprocessing.active_processes = {jax.process_index()}
+    return context
+
+
+def _on_all(read: Callable[[], Any], path: Path) -> Any:
+    """`read()`, or CorruptCheckpointError on all processes where one of them finds damage: they must go on together.
+
+    To be called on all processes; also Orbax counts what each has read, and saves wait for equal counts.
+    """
+    found, damage = None, None
+    try:
+        found = read()
+    except CorruptCheckpointError as error:
+        damage = error
+    if jax.process_count() > 1:
+        damaged = np.flatnonzero(multihost_utils.process_allgather(np.int32(damage is not None)))
+        if len(damaged) and damage is None:
+            who = f"process {', '.join(map(str, damaged))} of {jax.process_count()}"
+            damage = CorruptCheckpointError(f"checkpoint {path}: {who} cannot read it.")
+    if damage is not None:
+        raise damage
+    return found
+
+
 def steps_in(directory: str | Path) -> list[int]:
     """Steps with a finished checkpoint, ascending."""
     directory = Path(directory)
@@ -125,8 +155,12 @@ def steps_in(directory: str | Path) -> list[int]:
 def read_description(path: str | Path) -> Description:
     """The description of the checkpoint in `path`; CheckpointError for another schema version."""
     path = Path(path).absolute()
+    return _on_all(lambda: _read_description(path), path)
+
+
+def _read_description(path: Path) -> Description:
     try:
-        with orbax_context():
+        with _alone():
             fields = dict(ocp.load_checkpointables(path, {DESCRIPTION: None})[DESCRIPTION])
         version, seal = fields["schema_version"], fields.pop("seal", None)  # those of before had no seal
     except Exception as error:
@@ -166,8 +200,12 @@ def read_state(path: str | Path, abstract_state: State, description: Description
 
 def stored_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
     """(shape, dtype) of every array of the checkpoint in `path`, by name."""
+    return _on_all(lambda: _stored_arrays(path), path)
+
+
+def _stored_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
     try:
-        with orbax_context():
+        with _alone():
             metadata = ocp.checkpointables_metadata(path).metadata[STATE]
         return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in metadata.items()}
     except Exception as error:
@@ -196,17 +234,21 @@ def _require_same_arrays(path: Path, wanted: Mapping, stored: Mapping) -> None:
 def read_leaves(path: Path, wanted: Mapping[str, Any], description: Description) -> dict[str, jax.Array]:
     """The arrays named in `wanted` (ShapeDtypeStructs); all others stay on disk."""
     abstract = {name: wanted.get(name, ocp.PLACEHOLDER) for name in stored_arrays(path)}
-    try:
-        with orbax_context():
-            loaded = ocp.load_checkpointables(path, {STATE: abstract})[STATE]
-    except Exception as error:
-        _reraise_when_memory_is_short(error)
-        raise CorruptCheckpointError(f"checkpoint {path}: the arrays are unreadable ({_short(error)}).") from error
+    loaded = _on_all(lambda: _load(path, abstract), path)
     leaves = {name: loaded[name] for name in wanted}
     bad = [name for name, value in checksums(leaves).items() if value != description.checksums.get(name)]
     if bad:
         raise CorruptCheckpointError(f"checkpoint {path}: the contents of {', '.join(bad[:5])} have changed on disk.")
     return leaves
+
+
+def _load(path: Path, abstract: Mapping[str, Any]) -> Mapping[str, jax.Array]:
+    try:
+        with _alone():
+            return ocp.load_checkpointables(path, {STATE: abstract})[STATE]
+    except Exception as error:
+        _reraise_when_memory_is_short(error)
+        raise CorruptCheckpointError(f"checkpoint {path}: the arrays are unreadable ({_short(error)}).") from error
 
 
 def _reraise_when_memory_is_short(error: BaseException | None) -> None:

@@ -67,7 +67,8 @@ size=(--nodes="$NODES" --ntasks-per-node="$tasks" --gpus-per-node="$GPUS" ${CPUS
 train=(srun "${size[@]}" --gpu-bind=none)
 # A process that has saved must not take with it those that are saving, whatever the cluster's defaults are.
 train+=(--kill-on-bad-exit=0 --wait=0 --label)
-train+=(python -u -m ar_omni_jax.main --distributed --config="$CONFIG" --workdir="$WORKDIR" "$@")
+train+=(python -u -m ar_omni_jax.main --distributed --config="$CONFIG" --workdir="$WORKDIR")
+train+=(--grace="$SAVE_SECONDS" "$@")
 
 # ------------------------------------------------------------------------------------------------ on a login node
 if [ -n "$on_login_node" ]; then

@@ -171,6 +171,7 @@ acquire() { # returns when the resource is ACTIVE
   fi
   while true; do
     now=$(state)
+    if [ "$now" != UNKNOWN ]; then unknown=0; fi
     if [ "$now" != "$before" ] || [ $((SECONDS - told)) -ge 300 ]; then
       say "$NAME: $now ($(((SECONDS - since) / 60)) min)"
       told=$SECONDS
@@ -216,15 +217,27 @@ adopt() { # what an earlier call of this script made is this call's to delete
 }
 
 # ---------------------------------------------------------------------------------------------- the hosts
-count_hosts() {
-  local node total=0 found
-  for node in "${nodes[@]}"; do
-    found=$(shown gcloud compute tpus tpu-vm describe "$node" "${place[@]}" --format='value(networkEndpoints.len())')
+hosts_of() { # NODE: how many; nothing when the cloud does not say
+  local try found
+  for ((try = 1; try <= SSH_RETRIES; try++)); do
+    found=$(shown gcloud compute tpus tpu-vm describe "$1" "${place[@]}" --format='value(networkEndpoints.len())' || true)
     if [ -n "$DRY_RUN" ]; then
       echo "$found" >&2
       found=1
     fi
-    total=$((total + ${found:-0}))
+    if [ "$found" -ge 1 ] 2>/dev/null; then
+      echo "$found"
+      return
+    fi
+    sleep "$POLL"
+  done
+}
+count_hosts() { # of all slices; fails when one is not known: who counts too few takes a part of them for all
+  local node total=0 found
+  for node in "${nodes[@]}"; do
+    found=$(hosts_of "$node")
+    if [ -z "$found" ]; then return 1; fi
+    total=$((total + found))
   done
   echo "$total"
 }
@@ -337,7 +350,12 @@ restarts=0
 while true; do
   acquire
   if [ -z "$DRY_RUN" ]; then adopt; fi
-  hosts=$(count_hosts)
+  if ! hosts=$(count_hosts); then
+    case $(state) in
+      NONE | SUSPEND* | DELETING | FAILED) continue ;;
+    esac
+    fail 3 "the cloud does not say how many hosts $NAME has; its answer stands above"
+  fi
   attempt=$(date +%Y%m%d-%H%M%S)
   if [ -n "$DRY_RUN" ] || ! statuses | grep -q running; then
     for ((try = 1; ; try++)); do

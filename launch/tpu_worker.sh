@@ -124,7 +124,7 @@ await_code() { # the code is written a moment after training has ended
 }
 
 train() {
-  local attempt=$1 workdir words=() word
+  local attempt=$1 workdir words=() word session
   workdir=$(local_path "$2")
   shift 2
   for word in "$@"; do words+=("$(local_path "$word")"); done
@@ -136,10 +136,15 @@ train() {
     echo "$attempt" >"$state/attempt"
     : >"$state/log"
     setsid bash "$0" session "$workdir" "${words[@]}" </dev/null >>"$state/log" 2>&1 9>&- &
-    while [ ! -s "$state/pid" ] && [ ! -e "$state/code" ]; do sleep 0.1; done
+    session=$!
+    while [ ! -s "$state/pid" ] && [ ! -e "$state/code" ] && kill -0 "$session" 2>/dev/null; do sleep 0.1; done
   fi
   flock -u 9
-  tail -n +1 -F --pid="$(cat "$state/pid")" "$state/log" 2>/dev/null | sed -u "s/^/[$host] /" || true
+  if [ -s "$state/pid" ]; then
+    tail -n +1 -F --pid="$(cat "$state/pid")" "$state/log" 2>/dev/null
+  else # it ended before it began
+    cat "$state/log"
+  fi | sed -u "s/^/[$host] /" || true
   await_code
   exit "$(cat "$state/code" 2>/dev/null || echo 137)"
 }

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,9 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     from ar_omni_jax.compile_check.commands import run_check, run_search  # imports JAX: after the environment
 
-    if options.search:
-        return run_search(options, overrides, target)
-    return run_check(options, overrides, target)
+    try:
+        return (run_search if options.search else run_check)(options, overrides, target)
+    except Exception:  # a fault, here or in JAX, is no verdict: left to Python it would end with 1, "does not fit"
+        traceback.print_exc()
+        return 2
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[tuple[str, str]]]:

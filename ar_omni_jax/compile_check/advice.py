@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from ar_omni_jax.compile_check.memory import Memory
 from ar_omni_jax.model.config import TransformerConfig
+from ar_omni_jax.parallel.mesh import slice_count
 from ar_omni_jax.parallel.sharding import axis_product
 from ar_omni_jax.training.step import Trainer
 
@@ -54,14 +55,16 @@ def advise(config: ConfigDict, trainer: Trainer, memory: Memory) -> list[Advice]
         # Gradients are then kept in float32 beside those of the micro-batch.
         saves = int(kept[model.remat] * share) - memory.parameters
         found.append(Advice(f"--config.optimizer.accumulate={accumulate} (the same batch in smaller pieces)", saves))
-        half = max(config.data.batch_size // 2 // shards, 1) * shards
-        found.append(Advice(f"--config.data.batch_size={half}", int(kept[model.remat] * (1 - half / (rows * shards)))))
+        half = rows // 2
+        batch = half * shards * config.optimizer.accumulate
+        found.append(Advice(f"--config.data.batch_size={batch}", int(kept[model.remat] * (1 - half / rows))))
     if config.optimizer.moment_dtype == "float32":
         found.append(Advice("--config.optimizer.moment_dtype=bfloat16", memory.moments // 2))
-    if mesh.shape["data"] > 1:
-        replicas = mesh.shape["data"]
+    slices = slice_count(mesh.devices.flat)  # each keeps a replica: data alone crosses slices
+    if mesh.shape["data"] > slices:
+        replicas = mesh.shape["data"] // slices
         state = memory.parameters * 2 + memory.moments  # and the gradients
-        change = f"--config.mesh.data=1 --config.mesh.fsdp={mesh.shape['fsdp'] * replicas}"
+        change = f"--config.mesh.data={slices} --config.mesh.fsdp={mesh.shape['fsdp'] * replicas}"
         found.append(Advice(change, state - state // replicas))
     chunk = config.loss.chunk or tokens
     smaller = 512
@@ -79,6 +82,10 @@ def describe(found: list[Advice], missing: int) -> list[str]:
     for advice in found:
         enough = "enough" if advice.saves >= missing else "not enough alone"
         lines.append(f"{advice.change}: saves about {advice.saves / 2**30:.2f} GiB, {enough}")
-    if sum(advice.saves for advice in found) < missing:
+    most: dict[str, int] = {}  # of one setting's values only one can be had
+    for advice in found:
+        setting = advice.change.partition("=")[0]
+        most[setting] = max(most.get(setting, 0), advice.saves)
+    if sum(most.values()) < missing:
         lines.append("all of it together is not enough: take more devices or ones with more memory")
     return lines

@@ -19,8 +19,9 @@ from ar_omni_jax.config import flatten, load_config
 PACKAGE = Path(__file__).resolve().parent.parent
 # What a compiled step is made of: a change in one of these makes old results worthless.
 _SOURCES = ("model", "training", "parallel", "compile_check")
-# Settings of a run that the compiled step does not depend on.
+# Settings of a run that the compiled step does not depend on; and one among them that it does.
 _IDLE = ("train.", "data.mixture.", "data.path", "data.prepare", "data.stop", "data.template", "seed")
+_STEP = ("train.skip_spikes",)
 
 
 class CheckFailed(RuntimeError):
@@ -57,7 +58,7 @@ def _last_words(text: str) -> str:
 def key(spec: str, overrides: Sequence[tuple[str, str]], target: Target) -> str:
     """Of settings, target, compiler and source code, so that a result is never taken for another's."""
     settings = flatten(load_config(spec, overrides).to_dict())
-    settings = {name: value for name, value in settings.items() if not name.startswith(_IDLE)}
+    settings = {name: value for name, value in settings.items() if name in _STEP or not name.startswith(_IDLE)}
     what = [settings, target.chip_name, target.shape, target.slices, versions(target), source_digest()]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -14,6 +14,8 @@ from ar_omni_jax.compile_check.products import product_flops
 from ar_omni_jax.compile_check.program import Compiled, compile_step
 from ar_omni_jax.compile_check.targets import GIB, Target
 from ar_omni_jax.compile_check.traffic import memory_bytes
+from ar_omni_jax.model.attention import attention_name
+from ar_omni_jax.training.step import Trainer
 
 KINDS = {
     "parameters": "parameters",
@@ -42,7 +44,7 @@ def check(config: ConfigDict, target: Target) -> dict[str, Any]:
         "target": target.name,
         "devices": target.devices,
         "mesh": dict(trainer.mesh.shape),
-        "settings": _settings(config),
+        "settings": settings_of(config, trainer),
         "fits": over == 0,
         "over_bytes": over,
         "limit_bytes": chip.hbm_bytes,
@@ -96,15 +98,17 @@ def _performance(compiled: Compiled, target: Target) -> dict[str, Any]:
     }
 
 
-def _settings(config: ConfigDict) -> dict[str, Any]:
-    model, data, optimizer = config.model, config.data, config.optimizer
+def settings_of(config: ConfigDict, trainer: Trainer) -> dict[str, Any]:
+    """What decides most; the attention by the name of the backend that "auto" chose."""
+    model, data, optimizer, mesh = config.model, config.data, config.optimizer, trainer.mesh
+    attention = attention_name(trainer.model_config, mesh.devices.flat[0].platform, mesh.shape["sequence"])
     return {
         "data.batch_size": data.batch_size,
         "data.length": data.length,
         "optimizer.accumulate": optimizer.accumulate,
         "optimizer.moment_dtype": optimizer.moment_dtype,
         "model.param_dtype": model.param_dtype,
-        "model.attention": model.attention,
+        "model.attention": attention,
         "model.remat": model.remat,
         "model.scan_layers": model.scan_layers,
         "loss.chunk": config.loss.chunk,

@@ -75,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = [name.strip() for name in options.only.split(",") if name.strip()]
     try:
         unknown = [name for name in wanted if name not in PLAN]
-        if unknown:
-            raise TargetError(f"--only: no plan for {', '.join(unknown)}; there is one for {', '.join(ORDER)}")
+        if unknown or not wanted:
+            what = ", ".join(unknown) or "nothing"
+            raise TargetError(f"--only: no plan for {what}; there is one for {', '.join(ORDER)}")
         prepare(find_target(wanted[0]))
     except (TargetError, EnvironmentMissing) as error:
         print(f"error: {error}", file=sys.stderr)

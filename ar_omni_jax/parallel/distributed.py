@@ -94,7 +94,11 @@ def together() -> Iterator[None]:
     An exception inside is told to the others, which end as well, and this process then ends without waiting for them.
     """
     join()
-    peers = Peers()
+    try:
+        peers = Peers()
+    except BaseException:
+        atexit.register(_exit_now, LOST)  # as below
+        raise
     try:
         yield
     except BaseException as error:
@@ -111,8 +115,9 @@ class Peers:
     def __init__(self):
         from jax._src import distributed  # the store has no public door; Orbax takes the same way
 
-        self.client = distributed.global_state.client
-        self.index, self.count = jax.process_index(), jax.process_count()
+        # Not `jax.process_index`: it starts the devices, which wait minutes for a process that is gone.
+        joined = distributed.global_state
+        self.client, self.index, self.count = joined.client, joined.process_id, joined.num_processes
         self.limit = seconds("AR_OMNI_LOST_SECONDS", 60)
         self.pause = self.limit / LOOKS
         self.name = f"process {self.index} of {self.count} ({socket.gethostname()}, pid {os.getpid()})"
@@ -120,14 +125,32 @@ class Peers:
         self._seen: dict[str, tuple[str | None, int]] = {}  # key: the last beat, and looks since it changed
         self._put(f"name/{self.index}", self.name)
         self._put(f"beat/{self.index}", "0")
-        self.client.wait_at_barrier(f"{PREFIX}/names", int(1000 * seconds("AR_OMNI_JOIN_SECONDS", 300)))
-        self.names = {int(key.rsplit("/", 1)[1]): name for key, name in self._all("name")}
+        self.names = self._meet()
         print(f"{self.name}: all {self.count} processes are here; the first is {self.names[0]}", flush=True)
-        # The first collective while all are at one place: on CPUs its set-up waits for nobody longer than 30 s.
-        multihost_utils.sync_global_devices("together")
         self._witness = self._start_witness()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         self._thread.start()
+
+    def _meet(self) -> dict[int, str]:
+        """Names of all processes by number, once all are here; HostError when one was lost since it joined."""
+        here: dict[int, str] = {}
+        try:
+            self.client.wait_at_barrier(f"{PREFIX}/names", int(1000 * seconds("AR_OMNI_JOIN_SECONDS", 300)))
+            here = self._named()
+            # The first collective while all are at one place: on CPUs its set-up waits for nobody longer than 30 s.
+            multihost_utils.sync_global_devices("together")
+        except jax.errors.JaxRuntimeError as error:
+            with contextlib.suppress(Exception):  # the store may be gone with process 0
+                here = self._named()
+            lost = ", ".join(str(i) for i in range(self.count) if i not in here) or "one"
+            raise HostError(
+                f"process {lost} of {self.count} was lost between joining and the start of the run; its own log says "
+                f"why, and the same command starts again ({_first_line(error)})"
+            ) from error
+        return here
+
+    def _named(self) -> dict[int, str]:
+        return {int(key.rsplit("/", 1)[1]): name for key, name in self._all("name")}
 
     # -- the store -------------------------------------------------------------------------------------------
     def _put(self, key: str, value: str) -> None:

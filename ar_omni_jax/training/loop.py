@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ FINISHED, INTERRUPTED = "finished", "interrupted"
 # What the watchdog names.
 STARVED = "waiting for batch {} of the train loader (starved input: is what holds the data slow or away?)"
 STEP = "step {} is running on the devices (one of them hangs, or another process does)"
+BETWEEN = "between two steps"
 COMPILING = "step {}, the first one, is compiled and run"
 
 
@@ -93,8 +93,7 @@ class _Training:
         )
         progress = self._restore_or_start()
         self.window = Window(progress)
-        self.restored_window = self.window.steps > 0
-        self.owes_validation = bool(progress.get("owes_validation"))
+        self.owes_validation, self.has_evaluated = bool(progress.get("owes_validation")), False
         saved_step = self.step if self.loader_step or self.step else -1
         self.saver = Saver(self.checkpoints, settings.checkpoint_every, run.grace_s, saved_step)
         self.writers = Writers(run.workdir, self.step, primary=process == 0, redo_validation=self.owes_validation)
@@ -126,7 +125,7 @@ class _Training:
         self.peak = metrics_lib.peak_flops()
         say(accounting.describe_mfu(self.peak))
         try:
-            with _closing(self._open_train_loader()) as loader:
+            with _closing(self._open_train_loader()) as loader, self.watchdog.doing(BETWEEN):
                 outcome = self._loop(loader)
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to be told
@@ -150,9 +149,8 @@ class _Training:
             last = self.step == settings.steps or batch is None
             if self.step % settings.log_every == 0 or last:
                 self._log()
-            with self.watch.paused():
-                if self._after_step(last):
-                    return INTERRUPTED
+            if self._after_step(last, previous):
+                return INTERRUPTED
         self._finish(batch)
         return FINISHED
 
@@ -169,21 +167,37 @@ class _Training:
         self.window.add(metrics)
         if first:
             self.started = time.monotonic()
+            self.window.begin_timing()
             self.watch.restart()
-        self.profiler.step_dispatched(number, metrics)
+        with self.watchdog.doing("writing a profiler trace", patient=True):
+            self.profiler.step_dispatched(number, metrics)
         return metrics
 
-    def _after_step(self, last: bool) -> bool:
+    def _after_step(self, last: bool, loss: jax.Array) -> bool:
         """Validation, checkpoint and samples where they are due; whether to stop here."""
+        with self.watchdog.doing(STEP.format(self.step)):  # several processes ask each other when it is done
+            stopping = self.stop.agreed(self.step, self.config.train.log_every)
+        self.saver.look(self.step)
+        if not (stopping or last or self._anything_due()):
+            return False
+        with self.watchdog.doing(STEP.format(self.step)):
+            jax.block_until_ready(loss)  # the step itself belongs to the time that is counted
+        with self.watch.paused():
+            return self._on_schedule(last, stopping)
+
+    def _anything_due(self) -> bool:
         settings = self.config.train
-        stopping = self.stop.agreed(self.step, settings.log_every)
+        schedules = settings.eval_every, settings.sample_every if self.run_.sample else 0
+        return self.saver.due(self.step) or any(self._due(every, last=False) for every in schedules)
+
+    def _on_schedule(self, last: bool, stopping: bool) -> bool:
+        settings = self.config.train
         if self._due(settings.eval_every, last):
             # Saving comes first when time may be short: what is owed is made up for when the run goes on.
             self.owes_validation = stopping or not self._validate()
             stopping = stopping or self.stop.here()
         if stopping:
             return self._stop_here(last)
-        self.saver.look(self.step)
         if last:
             self._save_and_wait()
         elif self.saver.due(self.step):
@@ -228,9 +242,9 @@ class _Training:
             ) from error
 
     def _draw(self, loader, running: Mapping[str, jax.Array] | None = None):
-        """The next batch on the devices, or None at the end of the data. Counts as input wait when it outlasts the
-        step that ran meanwhile. Where the loader fails, the steps so far are saved first."""
-        start = time.monotonic()
+        """The next batch on the devices, or None at the end of the data. By how much it outlasts the step that ran
+        meanwhile counts as input wait. Where the loader fails, the steps so far are saved first."""
+        idle = metrics_lib.Idle(running["loss"] if running else None)
         try:
             with self.watchdog.doing(STARVED.format(self.loader_step + 1)):
                 rows = next(loader)
@@ -244,8 +258,7 @@ class _Training:
             raise
         self.drawn_step = loader.step
         batch = self.run_.trainer.put(rows)
-        if running is None or running["loss"].is_ready():
-            self.watch.input_wait += time.monotonic() - start
+        self.watch.input_wait += idle.seconds()
         return batch
 
     # -- what happens on a schedule --------------------------------------------------------------------------
@@ -255,8 +268,7 @@ class _Training:
             skipped, spikes = self.window.skipped_in_row, self.window.spikes
         self.watchdog.finished(self.step)
         values = self.window.means()
-        # Neither the step that compiled nor those before an interruption are a measure of this process's speed.
-        timed = (self.window.steps > 1 or self.step > self.first_step + 1) and not self.restored_window
+        timed = self.window.timed_steps > 0
         self.goodput.add(self._useful_seconds())
         rates = metrics_lib.speed(self.window, self.watch, self.run_.flops_per_token, self.peak and self.peak[0])
         machine = accounting.memory() | {"goodput": self.goodput.share(), "run_seconds": self.goodput.seconds}
@@ -266,7 +278,7 @@ class _Training:
         done = self.step - self.first_step - 1
         left = (time.monotonic() - self.started) / done * (settings.steps - self.step) if done else None
         say(progress_line(self.step, settings.steps, values, rates | machine if timed else {}, left))
-        self.window, self.restored_window = Window(), False
+        self.window = Window()
         self.watch.restart()
         if skipped >= settings.max_skipped:
             self._give_up(skipped, spikes)
@@ -291,8 +303,14 @@ class _Training:
         sums: dict[str, float] = {}
         batches = 0
         with self.watchdog.doing("validating"), _closing(self.run_.open_loader("validation", 0)) as loader:
-            for rows in itertools.islice(loader, self.config.train.eval_batches):
-                found = jax.device_get(self.run_.trainer.eval_step(self.state, self.run_.trainer.put(rows)))
+            for _ in range(self.config.train.eval_batches):
+                what = f"validating: batch {batches + 1} is read and evaluated"
+                with self.watchdog.doing(what, patient=not self.has_evaluated):  # the first one compiles
+                    rows = next(loader, None)
+                    if rows is None:
+                        break
+                    found = jax.device_get(self.run_.trainer.eval_step(self.state, self.run_.trainer.put(rows)))
+                self.has_evaluated = True
                 sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.items()}
                 batches += 1
                 if self.stop.here():

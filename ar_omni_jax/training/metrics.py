@@ -7,9 +7,10 @@ line it ends in does not depend on interruptions.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -51,10 +52,16 @@ class Window:
         self._totals: dict[str, float] = dict(state.get("totals", {}))
         self._last: dict[str, float] = dict(state.get("last", {}))
         self._waiting: list[dict[str, jax.Array]] = []
+        self._untimed_steps, self._untimed = 0, {}
 
     def add(self, metrics: Mapping[str, jax.Array]) -> None:
         """One step's metrics; left on the device until somebody asks."""
         self._waiting.append(dict(metrics))
+
+    def begin_timing(self) -> None:
+        """The stopwatch starts now: the steps so far (of another process, or that compiled) are no measure of speed."""
+        self._fetch()
+        self._untimed_steps, self._untimed = self.steps, dict(self._totals)
 
     def _fetch(self) -> None:
         for metrics in jax.device_get(self._waiting):
@@ -93,17 +100,27 @@ class Window:
         return self._good / self.steps if self.steps else 1.0
 
     @property
-    def tokens(self) -> dict[str, float]:
-        """Non-padding tokens of the window, in "all" and as targets of each modality."""
+    def timed_steps(self) -> int:
+        """Steps since `begin_timing`, all where that was not called."""
         self._fetch()
-        counts = {k.removeprefix("count/"): v for k, v in self._totals.items() if k.startswith("count/")}
-        return {"all": self._totals.get("tokens", 0.0)} | counts
+        return self.steps - self._untimed_steps
+
+    @property
+    def tokens(self) -> dict[str, float]:
+        """Non-padding tokens of the timed steps, in "all" and as targets of each modality."""
+        self._fetch()
+        return {"all": self._totals.get("tokens", 0.0) - self._untimed.get("tokens", 0.0)} | self._timed("count/")
 
     @property
     def task_tokens(self) -> dict[str, float]:
-        """Targets of the window by task, of the tasks that it had."""
+        """Targets of the timed steps by task, of the tasks that they had."""
+        return {name: count for name, count in self._timed("count_task/").items() if count}
+
+    def _timed(self, prefix: str) -> dict[str, float]:
+        """Totals of the timed steps whose names start with `prefix`, without it."""
         self._fetch()
-        return {k.removeprefix("count_task/"): v for k, v in self._totals.items() if k.startswith("count_task/") and v}
+        found = {name: total for name, total in self._totals.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): total - self._untimed.get(name, 0.0) for name, total in found.items()}
 
     def means(self) -> dict[str, float]:
         """Everything for a log line: `means_of_sums` and the averages over good steps."""
@@ -138,18 +155,40 @@ class Stopwatch:
     def restart(self) -> None:
         """Starts a new window now."""
         self._start, self._excluded, self.input_wait = time.monotonic(), 0.0, 0.0
+        self._pause: float | None = None  # since when
 
     @contextmanager
     def paused(self):
-        """What runs inside is not counted."""
-        start = time.monotonic()
+        """What runs inside is not counted, also while it runs."""
+        self._pause = time.monotonic()
         yield
-        self._excluded += time.monotonic() - start
+        self._excluded += time.monotonic() - self._pause
+        self._pause = None
 
     @property
     def seconds(self) -> float:
         """Training seconds of the window."""
-        return max(time.monotonic() - self._start - self._excluded, 1e-9)
+        now = time.monotonic() if self._pause is None else self._pause
+        return max(now - self._start - self._excluded, 1e-9)
+
+
+class Idle:
+    """For how long the devices have had nothing to do, from now on: since `running`, a result of what they are at,
+    was computed. None: they are at nothing."""
+
+    def __init__(self, running: jax.Array | None):
+        self._since = time.monotonic() if running is None else None
+        if running is not None:  # only who waits for a result learns when it came
+            threading.Thread(target=self._wait, args=(running,), name="idle", daemon=True).start()
+
+    def _wait(self, running: jax.Array) -> None:
+        with suppress(Exception):  # the loop meets it as well
+            jax.block_until_ready(running)
+            self._since = time.monotonic()
+
+    def seconds(self) -> float:
+        """Of idleness so far; 0 while they work."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
 
 
 def peak_flops() -> tuple[float, str] | None:
@@ -167,11 +206,12 @@ def speed(window: Window, watch: Stopwatch, flops_per_token: float, peak: float 
     Useful FLOP/s = tokens/s x FLOP a token, tokens without padding, FLOP without recomputation.
     MFU = useful FLOP/s / (devices x peak); left out where the peak is not known.
     """
-    rates = {name: tokens / watch.seconds for name, tokens in window.tokens.items()}
+    seconds = watch.seconds
+    rates = {name: tokens / seconds for name, tokens in window.tokens.items()}
     out = {f"tokens_per_second/{name}": rate for name, rate in rates.items()}
-    out |= {f"tokens_per_second_task/{name}": n / watch.seconds for name, n in window.task_tokens.items()}
+    out |= {f"tokens_per_second_task/{name}": n / seconds for name, n in window.task_tokens.items()}
     out["flops_per_second"] = rates["all"] * flops_per_token
-    out["input_wait"] = min(watch.input_wait / watch.seconds, 1.0)
+    out["input_wait"] = min(watch.input_wait / seconds, 1.0)
     if peak:
         out["mfu"] = out["flops_per_second"] / (peak * jax.device_count())
     return out

@@ -31,7 +31,8 @@ class OptimizerConfig:
       clip_norm: bound on the global gradient norm; 0 = off.
       muon_lr: peak rate of Muon on the blocks' matrices, all else by Adam at peak_lr (`training.muon`); 0 = AdamW for
         all.
-      accumulate: micro-batches a step. moment_dtype: of both stored moments; the arithmetic is float32.
+      accumulate: micro-batches a step. moment_dtype: of both stored moments, with Muon of the first ones alone; the
+        arithmetic is float32.
     """
 
     peak_lr: float = 6e-5

@@ -33,11 +33,11 @@ def _into_nothing() -> None:
 
 
 def progress_line(step: int, steps: int, values: Mapping, rates: Mapping, seconds_left: float | None) -> str:
-    """One line: loss, nll by modality, gradient norm, tokens/s by modality, MFU, input wait, memory, goodput, time
-    left."""
+    """One line: loss, nll by modality, perceptual loss, gradient norm, tokens/s by modality, MFU, input wait, memory,
+    goodput, time left."""
     parts = [f"step {step}/{steps}", f"loss {values.get('loss', float('nan')):.4f}"]
     parts += [f"{k.removeprefix('nll/')} {v:.3f}" for k, v in values.items() if k.startswith("nll/")]
-    if values.get("perceptual_count"):
+    if values.get("perceptual"):
         parts.append(f"perceptual {values['perceptual']:.3g}")
     parts.append(f"|g| {values.get('grad_norm', float('nan')):.3g}")
     if values.get("skipped"):

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 import jax
@@ -96,7 +97,7 @@ class PreemptionNotice:
             try:
                 with urllib.request.urlopen(request, timeout=10) as answer:
                     text = answer.read(64).decode(errors="replace").strip().upper()
-            except (OSError, ValueError) as error:  # a page that is away for a moment must not end the run
+            except (OSError, ValueError, HTTPException) as error:  # a page that is away must end neither run nor asking
                 if not told:
                     say(f"warning: {self._url} cannot be asked for a preemption notice ({error}); asking on")
                 told = True

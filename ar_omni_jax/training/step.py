@@ -187,11 +187,11 @@ class Trainer:
         """(state, batch of `put`) -> (new state, metrics); `state` is donated and must not be used again.
 
         Metrics are float32 scalars on the device: the sums of `losses.class_sums` and "weighted_nll", "weight",
-        "tokens" (non-padding), all 0 for a skipped step; and the step's "loss", "perceptual" (mean, eq. 3),
-        "perceptual_count", "z_loss" (mean of log^2 Z times the coefficient), "grad_norm" (before clipping),
-        "learning_rate", "skipped" (1 if the step was skipped), "skipped_in_row", and where spikes are skipped "spikes"
-        (1 if that was why). A step whose loss or gradient is not finite, or a spike, changes no parameter and no
-        moment.
+        "tokens" (non-padding), "perceptual_sum", "perceptual_count", all 0 for a skipped step; and the step's "loss",
+        "perceptual" (mean, eq. 3; 0 without images), "z_loss" (mean of log^2 Z times the coefficient), "grad_norm"
+        (before clipping), "learning_rate", "skipped" (1 if the step was skipped), "skipped_in_row", and where spikes
+        are skipped "spikes" (1 if that was why). A step whose loss or gradient is not finite, or a spike, changes no
+        parameter and no moment.
         """
         return self.jitted_step(state, self._placed, dict(batch))
 
@@ -306,5 +306,5 @@ class Trainer:
         sums = {name: jnp.where(good, value, 0.0) for name, value in sums.items()}
         total = losses.denominator(batch["loss_weights"], self.loss.normalize)
         sums["z_loss"] = self.loss.z_loss * sums.pop("weighted_log_z2") / total
-        sums["perceptual"] = sums.pop("perceptual_sum") / jnp.maximum(sums["perceptual_count"], 1.0)
+        sums["perceptual"] = sums["perceptual_sum"] / jnp.maximum(sums["perceptual_count"], 1.0)
         return sums

@@ -79,7 +79,7 @@ class Watchdog:
         self._thread.join(timeout=5.0)
         if self._folder is not None:
             with contextlib.suppress(OSError):
-                self._own_file().unlink()
+                self._file(self._process).unlink()
 
     def _run(self) -> None:
         while not self._ended.wait(min(self._warn_s / 4, LOOK_AT_MOST_EVERY_S)):
@@ -112,8 +112,8 @@ class Watchdog:
         return f"process {self._process} of {self._processes}"
 
     # -- several processes -------------------------------------------------------------------------------------
-    def _own_file(self) -> Path:
-        return self._folder / f"{self._process}.json"
+    def _file(self, process: int) -> Path:
+        return self._folder / f"{process}.json"
 
     def _leave_place(self, what: str) -> None:
         if self._folder is None:
@@ -121,20 +121,19 @@ class Watchdog:
         with contextlib.suppress(OSError):  # a courtesy to the others
             self._folder.mkdir(parents=True, exist_ok=True)
             # In one small write: a reader that meets half of it skips it.
-            self._own_file().write_text(json.dumps({"step": self.last_step, "doing": what}))
+            self._file(self._process).write_text(json.dumps({"step": self.last_step, "doing": what}))
 
     def _behind(self) -> str:
         """The processes that finished fewer steps than this one, or whose thread has stopped writing its place."""
         if self._folder is None:
             return ""
         found = []
-        for path in sorted(self._folder.glob("*.json")):
-            if path.name == self._own_file().name:
-                continue
+        # By number: an earlier run may have left the places of more processes.
+        for path in (self._file(process) for process in range(self._processes) if process != self._process):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 place = json.loads(path.read_text())
                 # Both times are of the same file server: the hosts' clocks do not matter.
-                silent = self._own_file().stat().st_mtime - path.stat().st_mtime
+                silent = self._file(self._process).stat().st_mtime - path.stat().st_mtime
                 dead = f", silent for {silent:.0f} s" if silent > 6 * LOOK_AT_MOST_EVERY_S else ""
                 if dead or place["step"] < self.last_step or "waiting" in place["doing"]:
                     found.append(f"process {path.stem} (last step {place['step']}, {place['doing']}{dead})")

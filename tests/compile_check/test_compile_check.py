@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ar_omni_jax.compile_check import __main__ as command
-from ar_omni_jax.compile_check import environment
+from ar_omni_jax.compile_check import commands, environment
 from ar_omni_jax.compile_check.targets import find_target
 from tests.compile_check.test_device_memory import TINY
 
@@ -37,6 +37,17 @@ def test_a_missing_compiler_is_told_with_the_command_that_brings_it(monkeypatch,
     assert 'pip install "ar_omni_jax[compile_tpu]"' in capsys.readouterr().err
     assert command.main(["--config=configs/pretrain_7b.py", "--target=h200-1"]) == 2
     assert "pip install --no-deps jax-cuda12-plugin" in capsys.readouterr().err
+
+
+def test_a_fault_is_no_verdict(monkeypatch, capsys):
+    def check(*_):
+        raise NotImplementedError("head_dim must be a multiple of 8")
+
+    monkeypatch.setattr(commands, "check", check)
+    monkeypatch.setattr(command, "prepare", lambda target: None)
+    assert command.main(["--config=configs/pretrain_7b.py", "--target=v5p-64"]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" in told and "must be a multiple of 8" in told
 
 
 def test_the_environment_is_what_the_compilers_need(monkeypatch):

@@ -144,5 +144,6 @@ def test_what_the_step_does_not_depend_on_is_not_in_the_key():
     plain = cache.key(CONFIG, [], TARGET)
     assert plain == cache.key(CONFIG, [("train.log_every", "7"), ("seed", "3")], TARGET)
     assert plain != cache.key(CONFIG, [("loss.chunk", "512")], TARGET)
+    assert plain != cache.key(CONFIG, [("train.skip_spikes", "8")], TARGET)  # its memory is a part of the state
     with pytest.raises(ConfigError, match="chunk"):
         cache.key(CONFIG, [("loss.chunks", "512")], TARGET)

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from ar_omni_jax import main
-from ar_omni_jax.compile_check import program
+from ar_omni_jax.compile_check import program, report
 from ar_omni_jax.config import load_config
 from ar_omni_jax.parallel.mesh import make_mesh
 
@@ -31,3 +31,10 @@ def test_the_trainer_is_asked_for_the_same_things(monkeypatch, tmp_path):
     with pytest.raises(Assembled) as checked:
         program.abstract_trainer(config, make_mesh(config.mesh.to_dict(), jax.devices()))
     assert training.value.args == checked.value.args
+
+
+def test_the_attention_is_told_by_the_name_that_auto_stands_for():
+    """Compiled for GPUs with packed rows it is blocked, which wants to be known."""
+    config = load_config("configs/pretrain_7b.py", [("model.num_layers", "2"), ("mesh.sequence", "2")])
+    trainer, _ = program.abstract_trainer(config, make_mesh(config.mesh.to_dict(), jax.devices()))
+    assert config.model.attention == "auto" and report.settings_of(config, trainer)["model.attention"] == "blocked"

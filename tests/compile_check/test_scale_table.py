@@ -76,6 +76,8 @@ def test_a_row_that_nothing_fits_is_missing_and_said(compiler, tmp_path, monkeyp
 def test_unknown_names_are_refused(capsys):
     assert table.main(["--only=v5p-65"]) == 2
     assert "no plan for v5p-65" in capsys.readouterr().err
+    assert table.main(["--only=,"]) == 2
+    assert "no plan for nothing; there is one for v5p-64" in capsys.readouterr().err
 
 
 def test_the_plan_has_every_target_that_was_promised_and_batches_that_fit_the_mesh():

@@ -1,13 +1,15 @@
 """A `gcloud` of files: it writes down every call and plays what a test has laid out for it.
 
 FAKE/calls        one line a call
-FAKE/life.N       states of the N-th resource that is created, one a line; each look takes one, the last one stays
+FAKE/life.N       states of the N-th resource that is created, one a line; each look takes one, the last one stays;
+                  AWAY: the cloud does not answer
 FAKE/current      states left of the resource that exists now; absent: there is none
 FAKE/train.N      shell text played by the N-th `train` on the hosts; default: two hosts that end with code 0
 FAKE/status       what the hosts answer to `status`
 FAKE/refuse       text of the error with which `create` fails
 FAKE/stop.hangs   hosts do not stop when asked
 FAKE/setup.fails  how many times installing fails yet
+FAKE/hosts.fails  how many times counting a node's hosts fails yet
 """
 
 from __future__ import annotations
@@ -26,7 +28,15 @@ next() { # counts what happens
   echo "$n" >"$1.count"
 }
 case "$*" in
-  *"tpu-vm describe"*) echo 2 ;;
+  *"tpu-vm describe"*)
+    left=$(cat hosts.fails 2>/dev/null || echo 0)
+    if [ "$left" -gt 0 ]; then
+      echo $((left - 1)) >hosts.fails
+      echo "ERROR: 503 the service is away for a moment" >&2
+      exit 1
+    fi
+    echo 2
+    ;;
   *"queued-resources create"*)
     if [ -e refuse ]; then cat refuse >&2; exit 1; fi
     next lives
@@ -44,8 +54,10 @@ case "$*" in
       *labels*) cat label 2>/dev/null ;;
       *yaml*) echo "error: no more capacity" ;;
       *)
-        head -1 current
+        now=$(head -1 current)
         if [ "$(wc -l <current)" -gt 1 ]; then sed -i 1d current; fi
+        if [ "$now" = AWAY ]; then echo "ERROR: 503 the service is away for a moment" >&2; exit 1; fi
+        echo "$now"
         ;;
     esac
     ;;
@@ -118,13 +130,13 @@ class Cloud:
         lines = path.read_text().splitlines() if path.exists() else []
         return [line for line in lines if all(word in line for word in words)]
 
-    def wait_for(self, *words: str, seconds: float = 60) -> None:
+    def wait_for(self, *words: str, times: int = 1, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if self.calls(*words):
+            if len(self.calls(*words)) >= times:
                 return
             time.sleep(0.02)
-        raise AssertionError(f"no call with {words} in {self.calls()}")
+        raise AssertionError(f"fewer than {times} calls with {words} in {self.calls()}")
 
     @property
     def exists(self) -> bool:

@@ -96,7 +96,8 @@ def test_the_job_starts_one_process_a_gpu_and_ends_with_training(cluster):
     assert cluster.calls("environment") == ["environment gpu"]
     (call,) = cluster.calls("srun")
     assert "--nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --gpu-bind=none --kill-on-bad-exit=0 --wait=0" in call
-    assert call.endswith(f"--distributed --config=configs/one.py --workdir={cluster.run} --config.seed=1")
+    words = f"--distributed --config=configs/one.py --workdir={cluster.run} --grace=300 --config.seed=1"
+    assert call.endswith(words), "a save is slow when it outlasts the time that the script leaves it"
     assert not cluster.calls("JAX_LOCAL_DEVICE_IDS") and not cluster.calls("scontrol")
 
 
@@ -126,12 +127,14 @@ def test_a_crash_is_queued_again_only_when_it_got_somewhere(cluster):
 
 
 def test_a_cancelled_job_waits_for_training_and_does_not_come_back(cluster):
-    process = cluster.job(PLAY="sleep 1; exit 143")
+    process = cluster.job(PLAY='while [ ! -e "$LOG.saved" ]; do sleep 0.05; done; exit 143')
     end = time.monotonic() + 30
     while not cluster.calls("srun") and time.monotonic() < end:
         time.sleep(0.02)
-    time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)  # a shell that did not wait would be gone by now
+    assert process.poll() is None
+    Path(f"{cluster.log}.saved").touch()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "cancelled or preempted" in output
     assert "training ended with code 143" in output, "the shell waited for the steps to save"

@@ -84,6 +84,30 @@ def test_a_request_that_is_given_up_is_told_and_deleted(cloud):
     assert cloud.calls("queued-resources delete") and not cloud.exists
 
 
+def test_a_cloud_that_is_away_for_a_moment_now_and_then_costs_no_place_in_the_queue(cloud):
+    cloud.plan(life_1="WAITING_FOR_RESOURCES\nAWAY\nAWAY\n" * 3 + "ACTIVE\n")
+    done = cloud.run(SCRIPT, SSH_RETRIES=3)
+    assert done.returncode == 0, done.stderr
+    assert len(cloud.calls("queued-resources create")) == 1
+
+
+def test_a_cloud_that_stays_away_is_told(cloud):
+    cloud.plan(life_1="WAITING_FOR_RESOURCES\n" + "AWAY\n" * 4)
+    done = cloud.run(SCRIPT, SSH_RETRIES=3)
+    assert done.returncode == 3 and "does not say how job is" in done.stderr and "503" in done.stderr
+
+
+def test_hosts_are_counted_or_nothing_is_started(cloud):
+    """Half of the hosts would otherwise pass for all of them."""
+    cloud.plan(hosts_fails="2", train_1="printf 'status h%s ended 0\\n' 0 1 2 3 >status")
+    done = cloud.run(SCRIPT, NODE_COUNT=2)
+    assert done.returncode == 0 and "training on 4 hosts" in done.stderr, done.stderr
+    cloud.plan(hosts_fails="99")
+    done = cloud.run(SCRIPT, NODE_COUNT=2, SSH_RETRIES=2)
+    assert done.returncode == 3 and "how many hosts job has" in done.stderr
+    assert len(cloud.calls("tpu_worker.sh train")) == 1 and not cloud.exists
+
+
 def test_preempted_while_waiting_asks_again(cloud):
     cloud.plan(life_1="WAITING_FOR_RESOURCES\nPROVISIONING\nSUSPENDING\nSUSPENDED\n", life_2="PROVISIONING\nACTIVE\n")
     done = cloud.run(SCRIPT, PRICE="spot")
@@ -163,9 +187,7 @@ def test_an_error_of_training_is_not_repeated(cloud):
 def test_control_c_while_waiting_deletes_the_request(cloud):
     cloud.plan(life_1="WAITING_FOR_RESOURCES\n")
     process = cloud.start(SCRIPT)
-    cloud.wait_for("describe", "state.state")
-    while len(cloud.calls("describe", "state.state")) < 3:
-        pass
+    cloud.wait_for("describe", "state.state", times=3)
     control_c(process)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output

@@ -116,6 +116,14 @@ def test_a_training_that_vanished_is_no_success(host):
     assert "ended 137" in host.ask("status")[1]
 
 
+def test_a_training_that_cannot_begin_ends_with_the_reason(host):
+    """Nothing was installed, or the disk is full: nobody waits for it for ever."""
+    (host.home / "ar_omni_jax").rmdir()
+    code, output = host.ask("train", "one", "gs://b/run")
+    assert code == 137 and "No such file or directory" in output
+    assert "ended 137" in host.ask("status")[1]
+
+
 def test_setup_unpacks_installs_and_keeps_the_environment(host, tmp_path):
     source = tmp_path / "source"
     (source / "launch").mkdir(parents=True)

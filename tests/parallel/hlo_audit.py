@@ -1,15 +1,14 @@
-"""Reads a compiled program: which collectives it has, over which shapes, and which arrays it makes."""
+"""What a compiled program sends between devices and which arrays it makes, in the words of the tests."""
 
 from __future__ import annotations
 
 import math
-import re
 from typing import NamedTuple
 
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_RESULT = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (\(.*?\)|\S+) ([\w-]+)\(")
-_SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-_ALONE = re.compile(r"replica_groups=(\{\{\d+\}|\[\d+,1\])")
+from ar_omni_jax.compile_check.collectives import KINDS, device_groups
+from ar_omni_jax.compile_check.hlo import parse
+
+DEVICES = 8
 
 
 class Collective(NamedTuple):
@@ -24,28 +23,17 @@ class Collective(NamedTuple):
         return math.prod(self.shape)
 
 
-def _shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    return [(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _SHAPE.findall(text)]
+def _all(text: str):
+    return (i for computation in parse(text).computations.values() for i in computation.instructions.values())
 
 
 def instructions(text: str) -> list[tuple[str, str, tuple[int, ...]]]:
     """(operation, dtype, shape) of every result of every instruction of an HLO text."""
-    found = []
-    for line in text.splitlines():
-        match = _RESULT.match(line)
-        if match:
-            found += [(match.group(2), dtype, shape) for dtype, shape in _shapes(match.group(1))]
-    return found
+    return [(i.opcode, array.dtype, array.shape) for i in _all(text) for array in i.results]
 
 
 def collectives(text: str) -> list[Collective]:
     """The collectives of an HLO text; asynchronous ones once, where they start; none within groups of one device."""
-    out = []
-    for line in text.splitlines():
-        if _ALONE.search(line):
-            continue
-        for operation, dtype, shape in instructions(line):
-            kind = operation.removesuffix("-start")
-            if kind in _COLLECTIVES:
-                out.append(Collective(kind, dtype, shape))
-    return out
+    found = [i for i in _all(text) if i.opcode.removesuffix("-start") in KINDS]
+    found = [i for i in found if max(map(len, device_groups(i, DEVICES))) > 1]
+    return [Collective(i.opcode.removesuffix("-start"), array.dtype, array.shape) for i in found for array in i.results]

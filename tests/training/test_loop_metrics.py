@@ -30,6 +30,15 @@ def test_means_weigh_steps_by_their_tokens():
     assert window.tokens == {"all": 20.0, "text": 10.0}
 
 
+def test_the_perceptual_loss_is_the_mean_over_images_not_over_steps():
+    """Half of the steps may have no image: they say nothing about it."""
+    window = Window()
+    for total, count in ((6.0, 3.0), (0.0, 0.0), (4.0, 1.0)):
+        values = {"perceptual_sum": total, "perceptual_count": count, "perceptual": total / max(count, 1.0)}
+        window.add(step(nll=1.0, count=2, loss=1.0) | {name: jnp.float32(x) for name, x in values.items()})
+    assert window.means()["perceptual"] == 2.5
+
+
 def test_skipped_steps_count_and_nothing_else():
     window = Window()
     window.add(step(nll=6.0, count=2, loss=3.0))
@@ -95,12 +104,13 @@ def test_peaks_are_matched_to_the_most_specific_kind(monkeypatch):
 
 
 def test_progress_line_says_what_matters():
-    values = {"loss": 1.5, "nll/text": 2.0, "grad_norm": 0.25, "skipped": 1.0}
+    values = {"loss": 1.5, "nll/text": 2.0, "perceptual": 0.125, "grad_norm": 0.25, "skipped": 1.0}
     rates = {"tokens_per_second/all": 1000.0, "tokens_per_second/text": 400.0, "input_wait": 0.1}
     rates |= {"flops_per_second": 2e9, "mfu": 0.5}
     line = progress_line(3, 10, values, rates, 3725)
-    for words in ("step 3/10", "loss 1.5", "text 2.0", "|g| 0.25", "SKIPPED 1", "1,000 tokens/s (text 400)"):
+    for words in ("step 3/10", "loss 1.5", "text 2.0", "perceptual 0.125", "|g| 0.25", "SKIPPED 1"):
         assert words in line
+    assert "1,000 tokens/s (text 400)" in line
     assert line.endswith("MFU 50.0%  input wait 10%  1h02m left")
     del rates["mfu"]
     assert "2 GFLOP/s  input wait" in progress_line(3, 10, values, rates, 1)

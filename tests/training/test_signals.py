@@ -4,6 +4,7 @@ import dataclasses
 import http.server
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -144,6 +145,28 @@ def test_a_preemption_notice_saves_in_time(tmp_path, page, capsys, monkeypatch):
     assert f"preemption notice of {address}: finishing this step and saving" in told
     assert f"saved step {steps_in(tmp_path / 'checkpoints')[-1]}" in told and "s after the signal" in told
     assert set(headers) == {"Google"}
+
+
+def test_an_answer_that_is_none_is_told_and_asked_again(capsys):
+    """What stands between may answer anything, and the notice may come a moment later."""
+    server = socket.create_server(("127.0.0.1", 0))
+    answers = [b"what?\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nTR", b"HTTP/1.1 200 OK\r\n\r\nTRUE"]
+
+    def answer():
+        for text in answers:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(text)
+
+    threading.Thread(target=answer, daemon=True).start()
+    stop = StopSignal()
+    with server, PreemptionNotice(f"http://127.0.0.1:{server.getsockname()[1]}/", stop, every_s=0.01):
+        end = time.monotonic() + 30
+        while not stop.number and time.monotonic() < end:
+            time.sleep(0.01)
+    assert stop.number == signal.SIGTERM
+    assert capsys.readouterr().out.count("cannot be asked for a preemption notice") == 1
 
 
 def test_no_notice_no_stop(page):

@@ -85,6 +85,14 @@ def test_names_the_process_that_is_behind(tmp_path, caplog):
     assert "process 1 (last step 17, step 18 is running, silent for 600 s)" in caplog.records[0].getMessage()
 
 
+def test_what_a_run_of_more_processes_left_is_nobodys_place(tmp_path):
+    (tmp_path / "2.json").write_text(json.dumps({"step": 3, "doing": "step 4 is running"}))
+    dog = make(Clock(), process=0, processes=2, folder=tmp_path)
+    dog.finished(9)
+    dog.look()
+    assert dog.describe("x", 1.0).endswith("last step finished: 9.")
+
+
 def test_a_half_written_place_of_another_process_is_passed_over(tmp_path):
     dog = make(Clock(), process=0, processes=2, folder=tmp_path)
     (tmp_path / "1.json").write_text('{"st')
@@ -101,7 +109,7 @@ from ar_omni_jax.training.loop import train
 def starve(n):
     if n == 7:
         time.sleep(3600)
-train(make_run({folder!r}, on_draw=starve, hang_exit_s=1.0))
+train(make_run({folder!r}, on_draw=starve, hang_exit_s=5.0))
 """
 
 
@@ -112,5 +120,5 @@ def test_a_starved_run_is_named_ended_with_its_own_code_and_can_resume(tmp_path)
     assert run.returncode == HUNG == 75, run.stderr
     assert "waiting for batch 8 of the train loader (starved input" in run.stderr
     assert "last step finished: 6" in run.stderr or "last step finished: 7" in run.stderr
-    assert "config.train.hang_exit_s = 1" in run.stderr
+    assert "config.train.hang_exit_s = 5" in run.stderr
     assert (tmp_path / "checkpoints" / "5").is_dir()

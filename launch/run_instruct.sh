@@ -12,7 +12,7 @@
 #            (default: runs/toyworld)
 #   WORKDIR  where everything is written (default: runs/instruct)
 #   CONFIG   training configuration      (default: configs/instruct_toyworld.py)
-#   SCENES   dialogues to make           (default: 12000)
+#   SCENES   dialogues to make           (default: 6000)
 #   STEPS    training steps              (default: the configuration's)
 #   LIMIT    held-out documents a task in the evaluation (default: 64)
 #   VENV     virtual environment         (default: .venv)
@@ -21,7 +21,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 FROM=${FROM:-runs/toyworld}
 WORKDIR=${WORKDIR:-runs/instruct}
 CONFIG=${CONFIG:-configs/instruct_toyworld.py}
-SCENES=${SCENES:-12000}
+SCENES=${SCENES:-6000}
 LIMIT=${LIMIT:-64}
 started=$SECONDS
 if ! [ "$LIMIT" -ge 2 ] 2>/dev/null; then # chance is another document's answer

@@ -20,7 +20,7 @@ def write(path, content, indent=1):
     path.write_text(json.dumps(content, indent=indent) + "\n")
 
 
-def result(task, score, example, metric="answers", **more):
+def result(task, score, example, metric="correct", **more):
     made = TaskResult(task, score, score - 5, score + 5, [example], metric=metric, title=f"title of {task}", **more)
     return made.to_dict()
 

@@ -25,9 +25,9 @@ METRICS = {  # in the order in which they are printed
     "tts": ("wer",),
     "caption": ("attributes", "cider"),
     "t2i": ("attributes", "clip", "fid"),
-    "chat_text": ("answers",),
-    "chat_speech": ("answers",),
-    "chat_spoken": ("answers",),
+    "chat_text": ("correct",),
+    "chat_speech": ("correct",),
+    "chat_spoken": ("correct",),
     "chat_image": ("attributes",),
 }
 SPOKEN = ("tts", "chat_spoken")
@@ -61,7 +61,7 @@ def select(
         tasks = ", ".join(present) or "that is judged"
         raise JudgeError(f"--metrics={','.join(idle)}: not of task {tasks}; a task's metrics: {_overview()}")
     make = {
-        "answers": lambda task, toy: ToyAnswers(
+        "correct": lambda task, toy: ToyAnswers(
             task, _answers_recognizer(recognizer) if task == "chat_spoken" else None
         ),
         "attributes": lambda task, toy: ToyDialoguePictures() if task == "chat_image" else ToyAttributes(task),

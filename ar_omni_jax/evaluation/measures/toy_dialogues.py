@@ -29,7 +29,7 @@ class ToyAnswers:
       kind: of ANSWER_TITLES. recognizer: who listens to spoken answers; None reads the text.
     """
 
-    name, unit, higher_is_better = "answers", "%", True
+    name, unit, higher_is_better = "correct", "%", True  # not "answers": that file holds the answers themselves
 
     def __init__(self, kind: str, recognizer: SpeechRecognizer | None = None):
         self.title, self._recognizer = ANSWER_TITLES[kind], recognizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ SMALL = [
     *("--config.data.batch_size=2", "--config.train.steps=2", "--config.train.eval_every=1"),
     *("--config.train.log_every=1", "--config.train.eval_batches=1", "--config.train.sample_every=0"),
 ]
+
+
+DOCUMENTS = ("--one_shot_share=1", "--seed=9")  # at least two of every kind in the test split
 
 
 def run(*arguments, check=True):
@@ -40,8 +44,8 @@ def train(config, folder, name, *more, check=True):
 def work(tmp_path_factory):
     """Dialogues packed, a first stage of two steps, and a second that starts from it."""
     folder = tmp_path_factory.mktemp("instruct")
-    run("data_pipelines.toyworld", "--dialogues", f"--output={folder}/toy", "--size=40", "--one_shot_share=1")
-    for split in ("train", "validation", "test"):
+    run("data_pipelines.toyworld", "--dialogues", f"--output={folder}/toy", "--size=40", *DOCUMENTS)
+    for split in ("train", "validation"):
         run(
             *("data_pipelines.build_shards", "--source=manifest", f"--input={folder}/toy/{split}.jsonl"),
             *(f"--output={folder}/shards", f"--split={split}"),
@@ -62,19 +66,11 @@ def test_the_second_stage_starts_from_the_firsts_weights(tuned, work):
     assert losses[0]["step"] == 1 and losses[0]["perceptual"] > 0
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("--config.model.d_ff=48", "config.train.init_from = {first}: the model needs .* of shape"),
-        ("--config.train.init_from=/nowhere", "/nowhere holds no checkpoint"),
-    ],
-)
-def test_what_cannot_be_started_from_is_told_in_a_line(work, change, message):
-    import re
-
-    base = f"--config.train.init_from={work}/first"
-    done = train("configs/instruct_toyworld.py", work, "other", base, change, check=False)
-    assert done.returncode == 1 and re.search(message.format(first=f"{work}/first"), done.stderr), done.stderr
+def test_weights_of_another_shape_are_told_in_a_line(work):
+    settings = (f"--config.train.init_from={work}/first", "--config.model.d_ff=48")
+    done = train("configs/instruct_toyworld.py", work, "other", *settings, check=False)
+    told = rf"config.train.init_from = {work}/first: the model needs .* of shape \[.*48.*\], found"
+    assert done.returncode == 1 and re.search(told, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
 
 

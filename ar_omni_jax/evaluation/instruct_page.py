@@ -40,7 +40,8 @@ COMMAND = "bash launch/run_instruct.sh"
 def score_rows(after: Mapping, before: Mapping) -> dict[str, dict[str, TaskResult]]:
     """{system: {task: result}} of two evaluation.json: this model, the one it started from, and the other systems."""
     rows = {AFTER: after["systems"][TRAINED], BEFORE: before["systems"][TRAINED]}
-    rows |= {name: found for name, found in after["systems"].items() if name != TRAINED}
+    for other in (after, before):
+        rows |= {name: found for name, found in other["systems"].items() if name != TRAINED and name not in rows}
     return {name: {t: TaskResult(**r) for t, r in found.items()} for name, found in rows.items()}
 
 

@@ -11,8 +11,8 @@ Expected, from the longer main job (10,000 steps): 1,000 steps of 2,304 tokens, 
 jobs kept busy (about 6 on quiet ones, by the main job's speed). Last answers of 41 to 64 held-out dialogues a kind are
 right in 71 % (written questions; chance 24), 69 % (spoken questions; chance 16) and 30 % (spoken answers; chance 34:
 not learned); pictures have 76 % of attributes right (chance 21), but only 29 % of changes are made as asked. It
-forgets: captions fall from 89 to 76 %, pictures from 70 to 55 %, word error of recognition rises from 0 to 6 %. Details:
-docs/instruct.md
+forgets: captions fall from 89 to 76 %, pictures from 70 to 55 %, word error of recognition rises from 0 to 6 %.
+Details: docs/instruct.md
 """
 
 import importlib.util

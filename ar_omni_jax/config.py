@@ -93,6 +93,7 @@ _DATA = {
     "response_text_weight": Key(2.0, "loss weight of the text response of ASR and captioning", 0.0),
     "response_image_weight": Key(1.0, "loss weight of the picture that a text or speech asks for", 0.0),
     "response_only": Key(False, "only responses count (instruction tuning)"),
+    "segment_weight": Key(1.0, "factor on the loss weights from <-Ins-> to <-Res->", 0.0),
     "tokenizers": Key("toyworld", "name or folder of the tokenizers, or chameleon: that vocabulary alone"),
     "template": Key("paper", "prompt templates", choices=("paper", "released")),
 }

@@ -1,6 +1,7 @@
 """Scores a checkpoint on held-out documents.
 
   python -m ar_omni_jax.evaluate --checkpoint=runs/toyworld/train --task=all --data=runs/toyworld/toy/test.jsonl
+  python -m ar_omni_jax.evaluate --checkpoint=runs/instruct/train --task=dialogues --data=runs/instruct/toy/test.jsonl
   python -m ar_omni_jax.evaluate --checkpoint=runs/large --task=asr --data=test-clean.jsonl --limit=0
   python -m ar_omni_jax.evaluate --checkpoint=runs/large --task=t2i --data=coco.jsonl --metrics=clip,fid
 
@@ -23,7 +24,7 @@ from absl import logging
 from ar_omni_jax.decoding.flags import add_strategy_flags, check_strategy_flags
 from ar_omni_jax.evaluation.answer_store import remove_answers
 from ar_omni_jax.evaluation.judges.plugins import JudgeError
-from ar_omni_jax.evaluation.manifest import JUDGED_TASKS
+from ar_omni_jax.evaluation.manifest import DIALOGUE_TASKS, JUDGED_TASKS, TASK_GROUPS
 from ar_omni_jax.evaluation.measures.selection import KNOWN
 from ar_omni_jax.evaluation.metrics.normalizers import NORMALIZERS, NormalizerError
 from ar_omni_jax.evaluation.recognizer import RecognizerError
@@ -46,7 +47,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     add("--checkpoint", required=True, help="directory of a training run or of one checkpoint")
     add("--data", required=True, type=Path, help="manifest of held-out documents (JSONL)")
-    add("--task", default="all", choices=("all", *JUDGED_TASKS), help="what to score")
+    add("--task", default="all", choices=(*TASK_GROUPS, *JUDGED_TASKS, *DIALOGUE_TASKS), help="what to score")
     add("--limit", type=int, default=64, help="documents a task (0: all)")
     add("--batch", type=int, default=16, help="prompts decoded together")
     add("--seed", type=int, default=0, help="of sampled answers")

@@ -26,7 +26,7 @@ from data_pipelines import schema, shards
 from data_pipelines.dataset_info import DatasetInfo, read_info
 from data_pipelines.mixture import DEFAULT_MIXTURE, MixedOrder, OnePassOrder, training_order
 from data_pipelines.schema import PackedExample, SchemaError
-from data_pipelines.weights import weight_table
+from data_pipelines.weights import segment_factors, weight_table
 
 __all__ = ["Loader", "PackedSource", "assemble_batch", "make_loader", "weight_table"]
 
@@ -117,6 +117,7 @@ class _BatchReader(grain.transforms.Map):
     global_batch: int
     rows: np.ndarray  # of this host, ascending places in the global batch
     table: np.ndarray
+    segment_weight: float = 1.0
 
     def map(self, step: int) -> dict[str, np.ndarray]:
         places = int(step) * self.global_batch + self.rows
@@ -128,7 +129,12 @@ class _BatchReader(grain.transforms.Map):
         if missing:
             empty = _empty_rows(missing, self.source.length, pad)
             rows = _concatenate(rows, empty) if places.size else empty
-        return assemble_batch(rows, self.table, pad)
+        batch = assemble_batch(rows, self.table, pad)
+        if self.segment_weight != 1:
+            ins, res = (self.source.vocabulary.marker(name) for name in ("ins", "res"))
+            factors = segment_factors(rows.tokens, rows.segment_ids, ins, res, self.segment_weight)
+            batch["loss_weights"][:, :-1] *= factors[:, 1:]  # of targets, which stand one place earlier
+        return batch
 
     def _end(self) -> int:
         # All rows of a stream that exhausts every group must come; it begins anew to fill its last batch.
@@ -253,7 +259,7 @@ def make_loader(
     Args:
       data: path, and optionally length (checked), mixture (weight by group, default 0.5 : 1 : 2), stop (of
         `mixture.STOPS`, default first_exhausted), response_text_weight (2), response_image_weight (1),
-        response_only (False), workers (0).
+        response_only (False), segment_weight (1), workers (0).
       one_pass: every row once in a fixed order, all groups, the last batch filled with rows of weight 0. Default:
         for every split but "train". Otherwise the shuffled mixture, in whole batches.
       vocabulary_fingerprint: of the model; VocabularyError naming both when the data's is another.
@@ -278,5 +284,5 @@ def make_loader(
         data.get("response_only", False),
         data.get("response_image_weight", 1.0),
     )
-    reader = _BatchReader(source, order, global_batch, mine, table)
+    reader = _BatchReader(source, order, global_batch, mine, table, data.get("segment_weight", 1.0))
     return Loader(reader, steps, start_step, data.get("workers", 0) if workers is None else workers, threads)

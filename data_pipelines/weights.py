@@ -1,4 +1,7 @@
-"""Loss weights as a table over token classes, so that reweighting needs no new tokenizing or packing."""
+"""Loss weights as a table over token classes, so that reweighting needs no new tokenizing or packing.
+
+One weight is by place instead: what answers have between the markers `<-Ins->` and `<-Res->`.
+"""
 
 from __future__ import annotations
 
@@ -34,3 +37,23 @@ def weight_table(
     if response_only:
         table = np.where(role == Role.RESPONSE, table, 0.0)
     return table.astype(np.float32)
+
+
+def segment_factors(tokens: np.ndarray, segment_ids: np.ndarray, ins: int, res: int, weight: float) -> np.ndarray:
+    """float32 [B, L]: `weight` for tokens after `<-Ins->` up to and with the next `<-Res->` of a document, 1 elsewhere.
+
+    Chat checkpoints set off what has one right wording, such as the transcript before an answer, with these markers.
+    A segment ends with its document too; a `<-Res->` alone begins nothing.
+
+    Args:
+      tokens, segment_ids: int32 [B, L] of packed rows. ins, res: ids of the markers.
+    """
+    first = np.ones(tokens.shape, bool)
+    first[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    # Of the last turning point before a token: was it an <-Ins->? Starts of documents and <-Res-> close.
+    place = np.arange(tokens.shape[1])
+    opened = np.maximum.accumulate(np.where(tokens == ins, place, -1), axis=1)
+    closed = np.maximum.accumulate(np.where((tokens == res) | (first & (tokens != ins)), place, -1), axis=1)
+    after = np.zeros(tokens.shape, bool)
+    after[:, 1:] = (opened > closed)[:, :-1] & ~first[:, 1:]
+    return np.where(after, np.float32(weight), np.float32(1.0))

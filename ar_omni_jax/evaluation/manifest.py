@@ -9,30 +9,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ar_omni_jax.documents import Document, DocumentError, Part, document_from_json
-from ar_omni_jax.templates import without_answer
+from ar_omni_jax.evaluation.dialogue_kinds import DIALOGUE_TASKS, accepted, judged_as, require_judgeable
+from ar_omni_jax.templates import CHAT_TASKS, without_answer
 from ar_omni_jax.vocabulary import Modality
 
 JUDGED_TASKS = ("caption", "t2i", "asr", "tts")
+TASK_GROUPS = {"all": JUDGED_TASKS, "dialogues": DIALOGUE_TASKS}  # by the command's words
 _ANSWER = {"caption": Modality.TEXT, "t2i": Modality.IMAGE, "asr": Modality.TEXT, "tts": Modality.SPEECH}
 
 
 def load_documents(manifest: Path, limit: int, tasks: Sequence[str] = JUDGED_TASKS) -> dict[str, list[Document]]:
     """The first `limit` documents of each task (0: all), in file order; fewer when the file has fewer.
 
-    Captions of one picture that stand in several documents become one document: the first, with all texts as its
-    `references`. The toy world's (those with `meta.scene`) and those with `meta.references` stay apart.
+    Dialogues are found by their kind (`dialogue_kinds.judged_as`), whatever task they are written as. Captions of one
+    picture that stand in several documents become one document: the first, with all texts as its `references`. The toy
+    world's (those with `meta.scene`) and those with `meta.references` stay apart.
 
     Raises DocumentError, with file and line, for a line that cannot be read or scored, and when no line is of `tasks`.
     """
     found: dict[str, list[Document]] = {task: [] for task in tasks}
     pictures: dict[str, int] = {}
+    dialogues = any(task in DIALOGUE_TASKS for task in tasks)
     with open(manifest, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{manifest}: line {number}"
             try:
                 record = json.loads(line) if line.strip() else {}
-                rows = found.get(record.get("task"))
+                rows = found.get(_task_of(record, where) if dialogues else record.get("task"))
             except (ValueError, AttributeError) as e:
+                if isinstance(e, DocumentError):
+                    raise
                 raise DocumentError(f"{where}: must be one JSON object ({e})") from e
             full = rows is not None and limit and len(rows) >= limit
             if rows is None or (full and record["task"] != "caption"):
@@ -52,7 +58,16 @@ def load_documents(manifest: Path, limit: int, tasks: Sequence[str] = JUDGED_TAS
     return found
 
 
+def _task_of(record: dict, where: str) -> str | None:
+    """The task that a manifest's line is scored as."""
+    if record.get("task") not in CHAT_TASKS:
+        return record.get("task")
+    return judged_as(document_from_json(record, where=where))
+
+
 def _require_scorable(document: Document, where: str) -> None:
+    if document.task in CHAT_TASKS:
+        require_judgeable(document, where)
     if document.task in ("asr", "tts") and not any(c.isalnum() for c in truth_text(document)):
         raise DocumentError(f"{where}: the text has no words, and no word error rate is defined on it")
     if document.task == "caption" and not any(text.strip() for text in references(document)):
@@ -70,8 +85,12 @@ def _more(document: Document) -> list[str]:
 
 
 def truth_text(document: Document) -> str:
-    """The text that the document's task is about: the transcript or caption, or the text to be spoken or drawn."""
+    """The text that the document's task is about: the transcript or caption, or the text to be spoken or drawn.
+
+    Of a dialogue its last answer, of a spoken one in words."""
     parts = answer_parts(document)
+    if document.task in CHAT_TASKS and not any(p.modality == Modality.TEXT for p in parts):
+        return (accepted(document) or [""])[0]
     if document.task in ("t2i", "tts"):  # a text before the last one is an instruction
         parts = [p for t in document.turns if t.role == "user" for p in t.parts if p.modality == Modality.TEXT][-1:]
     return " ".join(p.value for p in parts if p.modality == Modality.TEXT)
@@ -93,6 +112,8 @@ def has_truth(document: Document) -> bool:
     """Whether the document brings a true answer of its task's kind (or captions)."""
     if document.task == "caption":
         return True
+    if document.task in CHAT_TASKS:
+        return bool(answer_parts(document))
     return any(p.modality == _ANSWER[document.task] for p in answer_parts(document))
 
 

@@ -45,7 +45,7 @@ def evaluate(options: argparse.Namespace) -> str:
             f"--data={options.data} does not exist; make a manifest (docs/data.md), or a toy world with "
             "python -m data_pipelines.toyworld --output=DIR"
         )
-    tasks = manifest.JUDGED_TASKS if options.task == "all" else (options.task,)
+    tasks = manifest.TASK_GROUPS.get(options.task, (options.task,))
     documents = manifest.load_documents(options.data, options.limit, tasks)
     names = system_names(options, documents)
     root = options.data.parent
@@ -139,7 +139,7 @@ def _run(predictor: Predictor, scoring: Scoring, names: Sequence[str], options: 
         started = time.perf_counter()
         results[system.name] = scoring.score(system)
         seconds[system.name] = time.perf_counter() - started
-    tasks = [task for task in manifest.JUDGED_TASKS if task in scoring.measures]
+    tasks = [task for task in scoring.documents if task in scoring.measures]
     text = "\n".join(filter(None, [table(results, tasks), details(results, tasks)]))
     record = {
         "checkpoint": str(options.checkpoint),

@@ -50,13 +50,26 @@ def truth_system(root: Path) -> KnownSystem:
 
 
 def chance_system(root: Path) -> KnownSystem:
-    """Answers each document with the true answer of the next one: right in form, blind to the question."""
+    """Answers each document with the true answer of the next one: right in form, blind to the question.
+
+    In dialogues the next one that asks the same (a colour, a number, ...), so that the answer is one to the question.
+    """
 
     def known(task: str, documents: Sequence[Document]) -> list[FileAnswer]:
         answers = [dataclasses.replace(true_answer(d, root), is_reference=False) for d in documents]
-        return [*answers[1:], *answers[:1]]
+        return [answers[k] for k in next_of_its_kind([d.meta.get("question") for d in documents])]
 
     return KnownSystem(CHANCE, known)
+
+
+def next_of_its_kind(kinds: Sequence[Any]) -> list[int]:
+    """For each place the next one of the same kind, the last of a kind taking its first; the only one of its kind
+    takes the next place of any."""
+    out = []
+    for k, kind in enumerate(kinds):
+        around = [*range(k + 1, len(kinds)), *range(k)]
+        out.append(next((other for other in around if kinds[other] == kind), around[0] if around else k))
+    return out
 
 
 def ceiling_system(tokenizers: Tokenizers, template: str, root: Path, batch: int = 16) -> MakingSystem:

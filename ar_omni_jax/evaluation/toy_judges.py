@@ -12,6 +12,7 @@ A score is a dict of fractions in [0, 1]:
 """
 
 import random
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -22,7 +23,10 @@ from data_pipelines.toyworld.language import parse_caption
 from data_pipelines.toyworld.scene import Scene, SceneObject
 
 __all__ = [
+    "answer_right",
     "chance_score",
+    "change_made",
+    "compare",
     "compare_scenes",
     "mean_score",
     "nothing",
@@ -67,6 +71,28 @@ def score_caption(text: str, scene: Scene | dict) -> Score:
 def nothing(scene: Scene | dict) -> Score:
     """The score of no answer at all."""
     return compare_scenes(Scene((), None), _scene(scene))
+
+
+def answer_right(text: str, accepted: Iterable[str]) -> bool:
+    """Whether an answer's words are those of an accepted wording; capitals and punctuation do not count."""
+    words = _words(text)
+    return bool(words) and any(words == _words(wording) for wording in accepted)
+
+
+def _words(text: str) -> list[str]:
+    return re.sub(r"[^a-z0-9 ]", " ", text.lower()).split()
+
+
+def compare(found: Scene | dict, truth: Scene | dict) -> Score:
+    """`compare_scenes` of scenes or a manifest's records of them."""
+    return compare_scenes(_scene(found), _scene(truth))
+
+
+def change_made(found: Scene, truth: Scene | dict, before: Scene | dict) -> bool:
+    """Whether the one object in which `truth` differs from `before` is in `found` with all of its new attributes."""
+    truth, before = _scene(truth), _scene(before)
+    new = [item for item in truth.objects if item not in before.objects]
+    return bool(new) and all(item in found.objects for item in new)
 
 
 def mean_score(scores: Iterable[Score]) -> Score:

@@ -1,10 +1,10 @@
-"""The command `python -m data_pipelines.toyworld --output=DIR --size=N`."""
+"""The command `python -m data_pipelines.toyworld --output=DIR --size=N`, with `--dialogues` for instruction tuning."""
 
 import argparse
 import sys
 import time
 
-from data_pipelines.toyworld.build import ToyWorldError, build
+from data_pipelines.toyworld.build import ToyWorldError, build, build_dialogues
 from data_pipelines.toyworld.espeak import SpeechError
 
 
@@ -19,13 +19,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, required=True, help=size_help)
     parser.add_argument("--seed", type=int, default=0, help="another seed makes another world (default 0)")
     parser.add_argument("--workers", type=int, default=2, help="processes; never changes the result (default 2)")
+    parser.add_argument("--spoken_share", type=float, help="share of the scenes that are also spoken of (default 1)")
     parser.add_argument(
-        "--spoken_share", type=float, default=1.0, help="share of the scenes that are also spoken of (default 1)"
+        "--dialogues", action="store_true", help="make dialogues instead, one a scene, for instruction tuning"
     )
+    one_shot_help = "share of the dialogues with one question of the first stage beside them (default 0.25)"
+    parser.add_argument("--one_shot_share", type=float, help=one_shot_help)
     options = parser.parse_args(arguments)
+    mine, other = ("one_shot_share", "spoken_share") if options.dialogues else ("spoken_share", "one_shot_share")
+    if getattr(options, other) is not None:
+        parser.error(f"--{other} is for a world {'without' if options.dialogues else 'with'} --dialogues")
+    share = {} if getattr(options, mine) is None else {mine: getattr(options, mine)}
+    make = build_dialogues if options.dialogues else build
     start = time.monotonic()
     try:
-        summary = build(options.output, options.size, options.seed, options.workers, spoken_share=options.spoken_share)
+        summary = make(options.output, options.size, options.seed, options.workers, **share)
     except (ToyWorldError, SpeechError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -15,6 +15,7 @@ import os
 import pathlib
 import threading
 import wave
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
@@ -23,9 +24,11 @@ import tqdm
 from data_pipelines.toyworld.documents import VOICES, ImageJob, Plan, SpeechJob, make_plan, split_sizes
 from data_pipelines.toyworld.drawing import IMAGE_SIZE, draw
 from data_pipelines.toyworld.espeak import SAMPLE_RATE, Synthesizer
+from data_pipelines.toyworld.instruct import make_dialogue_plan
 from data_pipelines.toyworld.language import vocabulary_words
 
 VERSION = 2  # of the data: raise it when the same arguments make other files
+DIALOGUES_VERSION = 1  # likewise
 SMALLEST_SIZE = 8
 _PARTIAL = ".partial"
 _JOBS_AT_ONCE = 32
@@ -61,17 +64,47 @@ def build(
     Raises:
         ToyWorldError: for bad arguments, or a folder that is in use, holds other things or cannot be written.
     """
+    _check_arguments(size, workers, "spoken_share", spoken_share)
+    header = {"dataset": "toyworld", "version": VERSION, "size": size, "seed": seed, "spoken_share": spoken_share}
+    return _write_world(output, header, lambda: make_plan(size, seed, spoken_share), workers, progress)
+
+
+def build_dialogues(
+    output: str | os.PathLike,
+    size: int,
+    seed: int = 0,
+    workers: int = 2,
+    progress: bool = True,
+    one_shot_share: float = 0.25,
+) -> dict:
+    """Makes `size` dialogues for instruction tuning (`instruct.make_dialogue_plan`); as `build` otherwise.
+
+    Args:
+        one_shot_share: share of the scenes, in [0, 1], that also bring one question of the first training stage.
+    """
+    _check_arguments(size, workers, "one_shot_share", one_shot_share)
+    header = {"dataset": "toyworld dialogues", "version": DIALOGUES_VERSION, "size": size, "seed": seed}
+    header["one_shot_share"] = one_shot_share
+    return _write_world(output, header, lambda: make_dialogue_plan(size, seed, one_shot_share), workers, progress)
+
+
+def _check_arguments(size: int, workers: int, share: str, value: float) -> None:
     if size < SMALLEST_SIZE:
         raise ToyWorldError(f"--size={size} is too small for three splits; give at least {SMALLEST_SIZE}")
     if workers < 1:
         raise ToyWorldError(f"--workers={workers}: give at least 1")
-    if not 0 <= spoken_share <= 1:
-        raise ToyWorldError(f"--spoken_share={spoken_share}: give a share from 0 to 1")
+    if not 0 <= value <= 1:
+        raise ToyWorldError(f"--{share}={value}: give a share from 0 to 1")
+
+
+def _write_world(
+    output: str | os.PathLike, header: dict, make: Callable[[], Plan], workers: int, progress: bool
+) -> dict:
     folder = pathlib.Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            return _build(folder, size, seed, workers, progress, spoken_share)
+            return _build(folder, header, make, workers, progress)
     except BrokenProcessPool as error:
         raise ToyWorldError(
             "a worker died, perhaps for want of memory; run the same command again, with --workers=1"
@@ -83,8 +116,7 @@ def build(
         ) from error
 
 
-def _build(folder: pathlib.Path, size: int, seed: int, workers: int, progress: bool, spoken_share: float) -> dict:
-    header = {"dataset": "toyworld", "version": VERSION, "size": size, "seed": seed, "spoken_share": spoken_share}
+def _build(folder: pathlib.Path, header: dict, make: Callable[[], Plan], workers: int, progress: bool) -> dict:
     finished = _check_folder(folder, header)
     if finished is not None:
         return finished
@@ -93,12 +125,12 @@ def _build(folder: pathlib.Path, size: int, seed: int, workers: int, progress: b
         (folder / name).mkdir(exist_ok=True)
         for leftover in (folder / name).glob(f"*{_PARTIAL}"):
             leftover.unlink()
-    plan = make_plan(size, seed, spoken_share)
+    plan = make()
     seconds = _make_media(folder, plan, workers, progress)
     for split, records in plan.records.items():
         lines = [json.dumps(_with_seconds(record, seconds), ensure_ascii=False) for record in records]
         _write_bytes(folder / f"{split}.jsonl", ("\n".join(lines) + "\n").encode())
-    summary = header | {"complete": True} | _counts(plan, seconds)
+    summary = header | {"complete": True} | _counts(plan, header["size"], seconds)
     _write_json(folder / "dataset.json", summary)
     return summary
 
@@ -214,10 +246,10 @@ def _with_seconds(record: dict, seconds: dict[str, float]) -> dict:
     return record
 
 
-def _counts(plan: Plan, seconds: dict[str, float]) -> dict:
+def _counts(plan: Plan, size: int, seconds: dict[str, float]) -> dict:
     tasks = {split: collections.Counter(r["task"] for r in records) for split, records in plan.records.items()}
     return {
-        "scenes": split_sizes(sum(1 for r in _all(plan) if r["task"] == "caption")),
+        "scenes": split_sizes(size),
         "documents": {split: dict(sorted(counter.items())) for split, counter in tasks.items()},
         "images": len(plan.images),
         "utterances": len(plan.speech),
@@ -227,10 +259,6 @@ def _counts(plan: Plan, seconds: dict[str, float]) -> dict:
         "voices": {split: list(voices) for split, voices in VOICES.items()},
         "words": vocabulary_words(),
     }
-
-
-def _all(plan: Plan):
-    return (record for records in plan.records.values() for record in records)
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ def spoken_questions(scene: Scene, rng: random.Random) -> list[Exchange]:
     count = rng.randint(1, 3)
     if count == 1 or len(scene.objects) > 2:
         return [fact_question(rng) for _ in range(count)]
-    exchanges = [Exchange(caption(scene, rng, with_background=False), _acknowledgement(scene))]
+    exchanges = [Exchange(caption(scene, rng, with_background=False), acknowledgement(scene))]
     while len(exchanges) < count:
         question = scene_question(scene, rng)
         if all(question.text != earlier.text for earlier in exchanges):
@@ -123,7 +123,8 @@ def spoken_questions(scene: Scene, rng: random.Random) -> list[Exchange]:
     return exchanges
 
 
-def _acknowledgement(scene: Scene) -> str:
+def acknowledgement(scene: Scene) -> str:
+    """What the assistant says when it has been told a scene."""
     objects = " and ".join(f"a {item.size} {item.color} {item.shape}" for item in scene.objects)
     return "i see " + objects
 

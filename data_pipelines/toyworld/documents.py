@@ -34,6 +34,7 @@ GROUPS = {
     "tts": "speech",
     "chat_image": "image",
     "chat_speech": "speech",
+    "chat": "image",
 }
 
 
@@ -86,13 +87,13 @@ def make_plan(size: int, seed: int, spoken_share: float = 1.0) -> Plan:
         for index in range(count):
             name = f"{split}-{index:06d}"
             rng = random.Random(f"toyworld/{seed}/{name}")
-            scene = _new_scene(rng, split, seen)
+            scene = new_scene(rng, split, seen)
             spoken = random.Random(f"toyworld/{seed}/{name}/spoken").random() < spoken_share
-            plan.records[split] += _SceneWriter(plan, name, split, scene, rng).documents(spoken)
+            plan.records[split] += SceneWriter(plan, name, split, scene, rng).documents(spoken)
     return plan
 
 
-def _new_scene(rng: random.Random, split: str, seen: set[Scene]) -> Scene:
+def new_scene(rng: random.Random, split: str, seen: set[Scene]) -> Scene:
     """A scene that the split does not have yet; a repeated one only where new ones have become rare.
 
     The number of objects is drawn once. Scenes of one object are few (a thousand in training), and a large world that
@@ -107,7 +108,7 @@ def _new_scene(rng: random.Random, split: str, seen: set[Scene]) -> Scene:
     return scene
 
 
-class _SceneWriter:
+class SceneWriter:
     """Makes one scene's documents and enters their media files in the plan."""
 
     def __init__(self, plan: Plan, name: str, split: str, scene: Scene, rng: random.Random):

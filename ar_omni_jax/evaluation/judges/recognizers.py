@@ -25,13 +25,14 @@ class SpeechRecognizer(Protocol):
 
 
 class ToyRecognizer:
-    """pocketsphinx with the toy language's grammar."""
+    """pocketsphinx with a grammar: JSGF text, and its name in the results; by default the whole toy language's."""
 
     name = "pocketsphinx with the toy language's grammar"
     sample_rate = SAMPLE_RATE
 
-    def __init__(self):
-        self._recognizer = Recognizer()
+    def __init__(self, grammar: str | None = None, name: str | None = None):
+        self.name = name or self.name
+        self._recognizer = Recognizer(grammar)
 
     def transcribe_all(self, waves: Sequence[np.ndarray]) -> list[str]:
         """See `SpeechRecognizer`."""

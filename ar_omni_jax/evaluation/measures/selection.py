@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ar_omni_jax.documents import Document, DocumentError
+from ar_omni_jax.evaluation.dialogue_kinds import DIALOGUE_TASKS
 from ar_omni_jax.evaluation.judges.embedders import load_embedder
 from ar_omni_jax.evaluation.judges.picture_features import load_feature_extractor
 from ar_omni_jax.evaluation.judges.plugins import JudgeError
-from ar_omni_jax.evaluation.judges.recognizers import load_recognizer
+from ar_omni_jax.evaluation.judges.recognizers import SpeechRecognizer, ToyRecognizer, load_recognizer
 from ar_omni_jax.evaluation.manifest import is_toy
 from ar_omni_jax.evaluation.measures import Measure
 from ar_omni_jax.evaluation.measures.caption_cider import CaptionCider
 from ar_omni_jax.evaluation.measures.clip_similarity import ClipSimilarity
 from ar_omni_jax.evaluation.measures.picture_distance import PictureDistance
 from ar_omni_jax.evaluation.measures.toy_attributes import ToyAttributes
+from ar_omni_jax.evaluation.measures.toy_dialogues import ToyAnswers, ToyDialoguePictures
 from ar_omni_jax.evaluation.measures.word_error_rate import WordErrorRate
 
 METRICS = {  # in the order in which they are printed
@@ -23,7 +25,12 @@ METRICS = {  # in the order in which they are printed
     "tts": ("wer",),
     "caption": ("attributes", "cider"),
     "t2i": ("attributes", "clip", "fid"),
+    "chat_text": ("correct",),
+    "chat_speech": ("correct",),
+    "chat_spoken": ("correct",),
+    "chat_image": ("attributes",),
 }
+SPOKEN = ("tts", "chat_spoken")
 KNOWN = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 
 
@@ -47,14 +54,17 @@ def select(
     Raises JudgeError for judges that cannot be had and metrics that no document's task has; DocumentError where the
     toy world's are asked for documents without scenes.
     """
-    present = {task: rows for task, rows in documents.items() if rows and (listen or task != "tts")}
+    present = {task: rows for task, rows in documents.items() if rows and (listen or task not in SPOKEN)}
     names = {task: _names(task, rows, wanted) for task, rows in present.items()}
     idle = [name for name in wanted if not any(name in found for found in names.values())]
     if idle or not any(names.values()):
         tasks = ", ".join(present) or "that is judged"
         raise JudgeError(f"--metrics={','.join(idle)}: not of task {tasks}; a task's metrics: {_overview()}")
     make = {
-        "attributes": lambda task, toy: ToyAttributes(task),
+        "correct": lambda task, toy: ToyAnswers(
+            task, _answers_recognizer(recognizer) if task == "chat_spoken" else None
+        ),
+        "attributes": lambda task, toy: ToyDialoguePictures() if task == "chat_image" else ToyAttributes(task),
         "cider": lambda task, toy: CaptionCider(),
         "clip": lambda task, toy: ClipSimilarity(load_embedder(clip), root),
         "fid": lambda task, toy: PictureDistance(load_feature_extractor(fid), root),
@@ -69,7 +79,8 @@ def select(
 
 
 def _names(task: str, documents: Sequence[Document], wanted: Sequence[str]) -> list[str]:
-    usual = ["wer"] if task in ("asr", "tts") else ["attributes"] if is_toy(documents) else [METRICS[task][1]]
+    own = task in DIALOGUE_TASKS or is_toy(documents)
+    usual = ["wer"] if task in ("asr", "tts") else [METRICS[task][0 if own else 1]]
     names = [name for name in METRICS[task] if name in wanted] if wanted else usual
     without = [d.id for d in documents if "scene" not in d.meta]
     if "attributes" in names and without:
@@ -78,6 +89,15 @@ def _names(task: str, documents: Sequence[Document], wanted: Sequence[str]) -> l
             "in the toy world's pictures and captions alone"
         )
     return names
+
+
+def _answers_recognizer(name: str | None) -> SpeechRecognizer:
+    """Who listens to spoken answers: pocketsphinx with the grammar of the toy world's answers, or the one asked for."""
+    if name not in (None, "pocketsphinx"):
+        return load_recognizer(name)
+    from data_pipelines.toyworld.replies import answers_grammar
+
+    return ToyRecognizer(answers_grammar(), "pocketsphinx with the grammar of the dialogues' answers")
 
 
 def _overview() -> str:

@@ -27,9 +27,10 @@ def plot_variants(runs: Mapping[str, list[Run]], key: str, path: Path) -> None:
             _mean_and_range(axes, rows, key, name, f"C{number}" if len(runs) <= 10 else _color(number))
         axes.set(xlabel="step", ylabel="squared distance, at each variant's depth" if perceptual else "nats a token")
         axes.set_title("perceptual loss in training" if perceptual else f"next-token loss of {key[4:]} in training")
-        axes.set_yscale("log" if perceptual else "linear")
         if axes.lines:
             axes.legend(fontsize=7, ncols=2)
+            if perceptual:
+                _log_scale(axes)
 
     _save(path, [draw])
 
@@ -41,7 +42,9 @@ def plot_decomposition(runs: list[Run], path: Path) -> None:
     def panel(key, title):
         def draw(axes):
             _mean_and_range(axes, runs, key, "full", OURS)
-            axes.set(xlabel="step", title=title, yscale="log" if key == "perceptual" else "linear")
+            axes.set(xlabel="step", title=title)
+            if key == "perceptual" and axes.lines:
+                _log_scale(axes)
 
         return draw
 
@@ -86,8 +89,9 @@ def plot_rungs(rungs: Mapping[int, Mapping[str, list[Run]]], key: str, title: st
                         values, steps = np.median(windows, axis=1), steps[smooth - 1 :]
                         label = None if number else name
                         axes.plot(steps, values, lw=0.8, alpha=0.7, color=colors[name], label=label)
-            axes.set(xlabel="step", title=f"{title}, rates × {rate}", yscale="log")
+            axes.set(xlabel="step", title=f"{title}, rates × {rate}")
             if axes.lines:
+                _log_scale(axes)
                 axes.legend(fontsize=7)
 
         return draw
@@ -102,6 +106,16 @@ def _mean_and_range(axes, runs: list[Run], key: str, label: str, color) -> None:
         values = np.array([[points[step] for step in steps] for points in found])
         axes.plot(steps, values.mean(0), lw=1.2, color=color, label=label)
         axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+
+
+def _log_scale(axes) -> None:
+    """Labels as 0.2, 0.5, 1, 2 rather than powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _color(number: int):

@@ -11,13 +11,13 @@ from ar_omni_jax.ablation.spikes import LOSS, events, last_held_out
 from ar_omni_jax.ablation.summary import MODALITIES, same_seeds
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not decided"
-# What is compared, less being better: words for people.
+# What is compared, less being better: (words for people, what they are counted in).
 COMPARED = {
-    "held_out": "held-out loss at the end, nats a token",
-    "spikes": "gradient spikes a run",
-    "jumps": "loss jumps a run",
-    "skipped": "skipped steps a run",
-    "largest": "largest gradient norm, times that of plain",
+    "held_out": ("held-out loss at the end", ", nats a token"),
+    "largest": ("largest gradient norm", ", times that of plain"),
+    "spikes": ("gradient spikes", " a run"),
+    "jumps": ("loss jumps", " a run"),
+    "skipped": ("skipped steps", " a run"),
 }
 
 
@@ -43,6 +43,14 @@ def _summary(name: str, runs: list[Run], every: dict[str, list[Run]]) -> dict:
     if arm.group != "plain" and ours:
         found["against_plain"] = _compare([_numbers(run) for run in ours], [_numbers(run) for run in plain])
     return found
+
+
+def said(against_plain: dict[str, dict]) -> dict[str, list[str]]:
+    """What is better, worse and not decided, in words."""
+    return {
+        says: [words for name, (words, _) in COMPARED.items() if against_plain.get(name, {}).get("says") == says]
+        for says in (BETTER, WORSE, UNDECIDED)
+    }
 
 
 def _numbers(run: Run) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -19,15 +19,16 @@ def events(run: Run) -> dict:
     """Of one run.
 
     "spikes": gradient norms of more than SPIKE times the median before them; "jumps": losses more than JUMP robust
-    deviations above theirs; "largest": largest gradient norm after the first WINDOW records; "skipped": steps whose
-    loss or gradient was no number; "records": how many were judged; "rebound": how far the last held-out loss lies
-    above the lowest, in percent, None where it is no number or there is none.
+    deviations above theirs, consecutive ones of either counted as one; "largest": largest gradient norm after the
+    first WINDOW records; "skipped": steps whose loss or gradient was no number; "records": how many were judged;
+    "rebound": how far the last held-out loss lies above the lowest, in percent, None where it is no number or there is
+    none.
     """
     norms, losses = values(run.train, "grad_norm"), values(run.train, LOSS)
     held_out, last = values(run.validation, LOSS), last_held_out(run, LOSS)
     return {
-        "spikes": sum(bool(x > SPIKE * np.median(before)) for x, before in _judged(norms)),
-        "jumps": sum(_jumps(x, before) for x, before in _judged(losses)),
+        "spikes": _episodes(bool(x > SPIKE * np.median(before)) for x, before in _judged(norms)),
+        "jumps": _episodes(_jumps(x, before) for x, before in _judged(losses)),
         "largest": float(norms[WINDOW:].max(initial=0.0)),
         "skipped": int(sum(record.get("skipped") or 0 for record in run.train)),
         "records": max(len(run.train) - WINDOW, 0),
@@ -55,6 +56,12 @@ def last_held_out(run: Run, key: str) -> float | None:
 
 def _judged(series: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
     return ((series[place], series[place - WINDOW : place]) for place in range(WINDOW, len(series)))
+
+
+def _episodes(marks: Iterable[bool]) -> int:
+    """Unbroken rows of marked records: a loss that jumps to another level and stays there has jumped once."""
+    marks = [False, *marks]
+    return sum(now and not before for before, now in zip(marks, marks[1:], strict=False))
 
 
 def _jumps(value: float, before: np.ndarray) -> bool:

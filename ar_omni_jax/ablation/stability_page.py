@@ -8,7 +8,7 @@ from pathlib import Path
 from ar_omni_jax.ablation import curves
 from ar_omni_jax.ablation.arms import ARMS, GROUPS
 from ar_omni_jax.ablation.page import render, steps
-from ar_omni_jax.ablation.probe import COMPARED, summarize
+from ar_omni_jax.ablation.probe import COMPARED, said, summarize
 from ar_omni_jax.ablation.results import Run, read_runs
 from ar_omni_jax.ablation.runner import PLAN_FILE
 from ar_omni_jax.ablation.spikes import LOSS
@@ -44,6 +44,8 @@ def write_page(output: Path) -> Path:
         rungs={rate: [name for name in runs if ARMS[name].rate == rate] for rate in rungs},
         groups=GROUPS,
         compared=COMPARED,
+        compares=[name for name, row in record["arms"].items() if row["against_plain"]],
+        said={name: said(row["against_plain"]) for name, row in record["arms"].items()},
         modalities=MODALITIES,
         smooth=SMOOTH,
     )

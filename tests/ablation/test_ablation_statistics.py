@@ -77,6 +77,9 @@ def test_jumps_stand_out_from_the_losses_own_spread():
     assert spikes.events(made_run(0, losses=losses))["jumps"] == 0
     losses[60] = 4.0
     assert spikes.events(made_run(0, losses=losses))["jumps"] == 1
+    losses[60:] = [x + 2.0 for x in losses[60:]]  # a new level is one jump, however long it takes to get used to
+    losses[60] = 4.0
+    assert spikes.events(made_run(0, losses=losses))["jumps"] == 1
     level = [2.0] * 80
     level[60] = 2.1  # less than six hundredths above a plateau
     assert spikes.events(made_run(0, losses=level))["jumps"] == 0

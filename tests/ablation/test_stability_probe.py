@@ -1,10 +1,14 @@
 """The stability probe: its arms, its runs through the ablation's runner, its numbers and its page."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_data
 from made_runs import made_run, write_metrics
 
 from ar_omni_jax.ablation import command, probe, runner, stability_page
@@ -120,3 +124,28 @@ def test_the_command_names_its_arms_and_refuses_others(tmp_path, monkeypatch, ca
     assert "unknown variants full" in capsys.readouterr().err
     options = SimpleNamespace(run=tmp_path, output=tmp_path / "out")
     assert command.page_command(STABILITY, options)[1:3] == ["-m", "ar_omni_jax.ablation.stability"]
+
+
+@pytest.mark.slow
+def test_one_command_trains_arms_and_writes_the_page_once(tmp_path):
+    tiny_data.make_packed(tmp_path, length=16, documents=20)
+    tokenizers = tiny_data.make_tokenizers(tmp_path / "tokenizers")
+    words = [sys.executable, "-m", "ar_omni_jax.ablation.stability", f"--run={tmp_path}", f"--output={tmp_path}/out"]
+    words += ["--variants=plain_x10", "--seeds=1", f"--config.data.tokenizers={tokenizers}", "--config.data.length=16"]
+    words += ["--config.loss.perceptual_weight=0", "--config.train.eval_batches=1", "--config.train.steps=2"]
+    sizes = {"num_layers": 1, "d_model": 16, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8, "d_ff": 16}
+    words += [f"--config.model.{name}={value}" for name, value in sizes.items()]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    root = Path(__file__).resolve().parents[2]
+
+    def told():
+        done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert "run 1 of 1: plain_x10, seed 0" in told()
+    row = json.loads((tmp_path / "out" / "stability.json").read_text())["arms"]["plain_x10"]
+    assert row["held_out"]["mean"] > 0 and f"{row['held_out']['mean']:.3f}" in (tmp_path / "out/index.html").read_text()
+    records = (tmp_path / "out/runs/plain_x10/seed-0/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in records if '"train"' in line] == [1, 2]  # every step is looked at
+    assert "==>" not in told()

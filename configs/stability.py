@@ -9,6 +9,9 @@ trains one; all of them, several seeds each, written up as a page:
 
 The rate stays at its height after the warm-up, every step is logged, and no number of skipped steps ends a run: how
 it fares is what is asked.
+
+Expected on 2 CPU cores with nothing beside it, reckoned from the main job's speed: 2.6 minutes a run of 400 steps, so
+with 9 arms and 3 seeds 70 minutes; interrupted, it goes on.
 """
 
 from pathlib import Path

@@ -10,20 +10,17 @@ Expected on 2 CPU cores: 6 minutes a run of 1,200 steps, so with 12 variants and
 evaluations; interrupted, it goes on.
 """
 
-import importlib.util
 from pathlib import Path
 
 from ar_omni_jax.ablation.variants import VARIANTS
+from ar_omni_jax.config import load_config
 
 
 def get_config(arg: str = "full"):
     if arg not in VARIANTS:
         raise ValueError(f"unknown variant {arg!r}; the variants are {', '.join(VARIANTS)}")
-    spec = importlib.util.spec_from_file_location("toyworld_config", Path(__file__).with_name("toyworld.py"))
-    toyworld = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(toyworld)
-    config = toyworld.get_config()
-    config.train.update(steps=1200, eval_every=300, checkpoint_every=600, sample_every=0)
+    config = load_config(str(Path(__file__).with_name("toyworld.py")))
     with config.unlocked():
+        config.train.update(steps=1200, eval_every=300, checkpoint_every=600, sample_every=0)
         config.update_from_flattened_dict(VARIANTS[arg].settings)
     return config

@@ -1,7 +1,7 @@
-"""Runs of the ablation one after the other: train, evaluate, go on where an interrupted job stopped.
+"""Runs of a study one after the other: train, evaluate, go on where an interrupted job stopped.
 
 Each run is the commands that a person would give, in processes of their own: OUTPUT/runs/VARIANT/seed-N is the
-workdir of the training, with `evaluation/` in it.
+workdir of the training, with `evaluation/` in it where the study judges its runs.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ar_omni_jax.ablation.variants import VARIANTS
+from ar_omni_jax.ablation.study import ABLATION, Study
 from ar_omni_jax.files import only_writer, replace_file
 
 PLAN_FILE = "plan.json"
+JUDGED = "evaluation/evaluation.json"  # written last, so that it says of a run that it is finished
+TRAINED = "trained.json"  # the same of a run that is not judged
 
 
 class AblationError(ValueError):
-    """The ablation cannot go on; the message says why and what to do."""
+    """A study cannot go on; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Plan:
     """What is run.
 
     Attributes:
-      packed, manifest: the rows to train on; the held-out documents to judge.
+      packed, manifest: the rows to train on; the held-out documents to judge, which a study that judges nothing
+        leaves alone.
       variants, seeds: which; seeds count from 0.
       limit: held-out documents a task.
       settings: "--config.key=value" words for every training.
       decoding: words for every evaluation.
+      study: what the variants are of.
     """
 
     packed: Path
@@ -44,28 +48,28 @@ class Plan:
     limit: int = 64
     settings: tuple[str, ...] = ()
     decoding: tuple[str, ...] = ("--temperature=0.7",)
+    study: Study = ABLATION
 
     def __post_init__(self):
-        unknown = [name for name in self.variants if name not in VARIANTS]
+        unknown = [name for name in self.variants if name not in self.study.variants]
         if unknown:
-            raise AblationError(f"unknown variants {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+            raise AblationError(f"unknown variants {', '.join(unknown)}; there are {', '.join(self.study.variants)}")
         if not self.variants or len(set(self.variants)) < len(self.variants):
             raise AblationError("name each variant once")
         if self.seeds < 1 or self.limit < 2:
             raise AblationError(f"seeds={self.seeds}, limit={self.limit}: at least 1 and 2")
-        for path, how in ((self.packed, "pack_shards"), (self.manifest, "toyworld")):
+        needed = [(self.packed, "pack_shards"), (self.manifest, "toyworld")]
+        for path, how in needed if self.study.judged else needed[:1]:
             if not path.exists():
                 raise AblationError(f"{path} does not exist; launch/run_local.sh or data_pipelines.{how} makes it")
 
     def comparable(self) -> dict:
         """What must not change between runs that are compared. More variants or seeds may come later."""
-        return {
-            "packed": str(self.packed.resolve()),
-            "manifest": str(self.manifest.resolve()),
-            "limit": self.limit,
-            "settings": list(self.settings),
-            "decoding": list(self.decoding),
-        }
+        trained = {"packed": str(self.packed.resolve()), "settings": list(self.settings)}
+        if not self.study.judged:
+            return {"study": self.study.name} | trained
+        judged = {"limit": self.limit, "decoding": list(self.decoding)}
+        return {"manifest": str(self.manifest.resolve())} | trained | judged
 
     def runs(self) -> Iterator[tuple[str, int]]:
         """(variant, seed), all variants of a seed before the next seed: a page of one seed is there early."""
@@ -80,14 +84,14 @@ def workdir(output: Path, variant: str, seed: int) -> Path:
 
 
 def finished(output: Path, variant: str, seed: int) -> bool:
-    """Whether the run was trained and judged."""
-    return (workdir(output, variant, seed) / "evaluation" / "evaluation.json").is_file()
+    """Whether everything was done with the run."""
+    return any((workdir(output, variant, seed) / mark).is_file() for mark in (JUDGED, TRAINED))
 
 
 def run_all(plan: Plan, output: Path, after_each: Sequence[str] = ()) -> None:
     """Does what is left of `plan`; after_each: a command that runs after every run, and once when nothing is left.
 
-    Raises AblationError when another ablation stands in `output` or a command fails, KeyboardInterrupt when it was
+    Raises AblationError when another study stands in `output` or a command fails, KeyboardInterrupt when it was
     interrupted: the training saves first, and the same call goes on.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -99,21 +103,24 @@ def run_all(plan: Plan, output: Path, after_each: Sequence[str] = ()) -> None:
             left = (time.monotonic() - started) / number * (len(todo) - number) if number else 0
             eta = f", about {left / 60:.0f} minutes left" if number else ""
             print(f"==> run {number + 1} of {len(todo)}: {variant}, seed {seed}{eta}", flush=True)
-            for command in (*commands(plan, output, variant, seed), after_each):
+            for command in commands(plan, output, variant, seed):
                 _call(command)
+            if not plan.study.judged:
+                replace_file(workdir(output, variant, seed) / TRAINED, b"{}\n")
+            _call(after_each)
         if not todo:
             _call(after_each)
 
 
 def commands(plan: Plan, output: Path, variant: str, seed: int) -> list[list[str]]:
-    """Training and evaluation of one run, as words of a command line."""
+    """What is done with one run, as words of a command line: training, and evaluation where the study has one."""
     folder = workdir(output, variant, seed)
-    config = Path(__file__).parents[2] / "configs" / "ablation.py"
+    config = Path(__file__).parents[2] / "configs" / plan.study.config
     train = ["ar_omni_jax.main", f"--config={config}:{variant}", f"--workdir={folder}"]
     train += [f"--config.data.path={plan.packed}", f"--config.seed={seed}", *plan.settings]
     judge = ["ar_omni_jax.evaluate", f"--checkpoint={folder}", f"--data={plan.manifest}", f"--limit={plan.limit}"]
     judge += ["--no_baselines", f"--output={folder / 'evaluation'}", *plan.decoding]
-    return [[sys.executable, "-m", *words] for words in (train, judge)]
+    return [[sys.executable, "-m", *words] for words in ((train, judge) if plan.study.judged else (train,))]
 
 
 def _claim(plan: Plan, output: Path) -> None:
@@ -123,7 +130,7 @@ def _claim(plan: Plan, output: Path) -> None:
         changed = [name for name in ours if ours[name] != theirs.get(name)]
         if changed:
             was = "; ".join(f"{name} was {theirs.get(name)}, is {ours[name]}" for name in changed)
-            raise AblationError(f"{path}: runs of another ablation stand there ({was}); give another --output")
+            raise AblationError(f"{path}: runs of another kind stand there ({was}); give another --output")
     replace_file(path, (json.dumps(ours, indent=1) + "\n").encode())
 
 

@@ -1,4 +1,4 @@
-"""The ablation's statistics on runs made by hand, and its runner with commands made for it."""
+"""The ablation's variants, its runner with commands made for it, and its page of runs made by hand."""
 
 import json
 import os
@@ -8,23 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from made_runs import write_run
 
-from ar_omni_jax.ablation import page, runner, summary
+from ar_omni_jax.ablation import page, results, runner
 from ar_omni_jax.ablation.runner import AblationError, Plan
+from ar_omni_jax.ablation.study import ABLATION
 from ar_omni_jax.ablation.variants import VARIANTS
 from ar_omni_jax.config import base_config, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def made_run(seed, attributes, edits=(1, 1), words=(4, 4), norms=()):
-    train = [{"step": i, "grad_norm": float(n), "skipped": 0.0, "nll/text": 1.0 / (i + 1)} for i, n in enumerate(norms)]
-    top = {"caption": np.array(attributes, float), "asr": np.array(edits, float)}
-    bottom = {"caption": np.ones(len(attributes)), "asr": np.array(words, float)}
-    return summary.Run(seed, top, bottom, train, [{"step": 9, "nll/text": 0.5 + seed}])
 
 
 def test_every_variant_is_a_configuration_that_changes_what_it_says():
@@ -38,70 +31,6 @@ def test_every_variant_is_a_configuration_that_changes_what_it_says():
     with pytest.raises(Exception, match="unknown variant 'fulll'"):
         load_config("configs/ablation.py:fulll", [])
     assert base_config().loss.perceptual_weight == 0 < full.loss.perceptual_weight
-
-
-def test_a_score_is_the_ratio_of_sums_and_its_interval_holds_it():
-    runs = [made_run(0, [1, 0, 0.5, 0.5], (1, 3), (4, 6)), made_run(1, [1, 1, 1, 0], (0, 1), (4, 6))]
-    caption, asr = summary.interval(runs, "caption"), summary.interval(runs, "asr")
-    assert caption["seeds"] == [50.0, 75.0] and caption["mean"] == 62.5
-    assert asr["seeds"] == [40.0, 10.0] and asr["mean"] == 25.0
-    assert caption["low"] < 50 < caption["mean"] < 75 < caption["high"] <= 100
-
-
-def test_the_interval_covers_what_seeds_and_documents_vary():
-    """Against the textbook standard error of a mean of means, with many seeds and documents of known variance."""
-    rng = np.random.default_rng(1)
-    of_seed = rng.normal(0.5, 0.05, 40)
-    runs = [made_run(i, rng.normal(m, 0.2, 50)) for i, m in enumerate(of_seed)]
-    found = summary.interval(runs, "caption")
-    spread = 100 * np.std([run.top["caption"].mean() for run in runs], ddof=1) / np.sqrt(len(runs))
-    inner = 100 * 0.2 / np.sqrt(50 * 40)  # documents drawn again within each seed add theirs
-    expected = 2 * 1.96 * np.hypot(spread, inner)
-    assert found["high"] - found["low"] == pytest.approx(expected, rel=0.15)
-
-
-def test_differences_pair_seeds_and_documents():
-    rng = np.random.default_rng(2)
-    base = [made_run(i, rng.random(30)) for i in range(3)]
-    better = [made_run(run.seed, run.top["caption"] + 0.1) for run in base]
-    found = summary.interval(better, "caption", base)
-    assert found["mean"] == pytest.approx(10) and found["low"] == pytest.approx(10) == found["high"]
-    with pytest.raises(ValueError, match="same seeds"):
-        summary.interval(better[:2], "caption", base[1:])
-
-
-def test_differences_are_of_the_seeds_that_both_have():
-    table = summary.summarize({"full": [made_run(0, [1, 1]), made_run(1, [0, 0])], "plain": [made_run(1, [1, 1])]})
-    assert table["plain"]["differences"]["caption"]["seeds"] == [100.0]
-    assert table["full"]["differences"] == {}
-    assert table["full"]["losses"]["text"] == [0.5, 1.5]
-
-
-def test_spikes_are_counted_against_the_median_before_them():
-    quiet, loud = [1.0] * 60, [9.0] * 5 + [1.0] * 55
-    loud[40], loud[50] = 3.5, 2.9
-    assert summary.stability([made_run(0, [1, 1], norms=quiet)]) == {"spikes": 0, "largest": 1.0, "skipped": 0}
-    assert summary.stability([made_run(0, [1, 1], norms=loud)]) == {"spikes": 1, "largest": 3.5, "skipped": 0}
-
-
-def test_verdicts_agree_disagree_or_do_not_tell():
-    def row(name, mean, low, high):
-        differences = {"tts": {"mean": mean, "low": low, "high": high, "seeds": [mean]}}
-        return {"paper": VARIANTS[name].paper, "differences": differences}
-
-    table = {
-        "full": {"paper": VARIANTS["full"].paper, "differences": {}},
-        "no_swin": row("no_swin", 5, 1, 9),  # worse TTS: higher error
-        "plain": row("plain", -5, -9, -1),
-        "no_perceptual": row("no_perceptual", 5, -1, 9),
-        "no_reweighting": row("no_reweighting", 5, 1, 9),  # not in the paper
-    }
-    says = {v["variant"]: (v["paper"], v["says"]) for v in page.verdicts(table)}
-    assert says == {
-        "no_swin": ("worse", "agrees"),
-        "plain": ("worse", "disagrees"),
-        "no_perceptual": ("worse", "not told apart"),
-    }
 
 
 @pytest.fixture
@@ -199,19 +128,6 @@ def test_an_interruption_waits_for_the_training_to_save(tmp_path):
     assert (folder / "saved").exists()
 
 
-def write_run(output, variant, seed, score):
-    """The files that a training and an evaluation leave."""
-    folder = runner.workdir(output, variant, seed)
-    (folder / "evaluation" / "t2i").mkdir(parents=True)
-    Image.new("RGB", (8, 8), "red").save(folder / "evaluation" / "t2i" / "000.png")
-    examples = [{"attributes": score, "truth": f"a <red> circle {i}"} for i in range(3)]
-    systems = {"trained model": {task: {"examples": examples} for task in ("caption", "t2i")}}
-    (folder / "evaluation" / "evaluation.json").write_text(json.dumps({"systems": systems}))
-    records = [{"step": 20 * i, "kind": "train", "nll/text": 2.0 - i, "grad_norm": 1.0} for i in range(2)]
-    records.append({"step": 20, "kind": "validation", "nll/text": 1.25 + seed})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-
-
 def test_the_page_has_every_variant_and_leaves_out_what_was_not_measured(tmp_path):
     (tmp_path / runner.PLAN_FILE).write_text(json.dumps({"limit": 3, "settings": ["--config.train.steps=2"]}))
     for variant, score in (("full", 0.75), ("no_swin", 0.5)):
@@ -222,17 +138,25 @@ def test_the_page_has_every_variant_and_leaves_out_what_was_not_measured(tmp_pat
     assert record["variants"]["no_swin"]["differences"]["t2i"]["mean"] == -25
     for words in ("75.0", "-25.0", "1.750", "a &lt;red&gt; circle 0", "page/no_swin-0.png", "--config.train.steps=2"):
         assert words in text
-    assert {v["says"] for v in page.verdicts(record["variants"])} == {"agrees", "disagrees"}
+    assert {(v["task"], v["says"]) for v in record["verdicts"]} == {("t2i", "agrees"), ("caption", "disagrees")}
+    for words in ("1 go the other way here", "0.5488", "page/figure-2.png", "compare: no_perceptual, plain"):
+        assert words in text
+    assert "figure-3" not in text and record["jump"] is None
     assert sorted(p.name for p in (tmp_path / "page").iterdir()) == [
-        *("full-0.png", "nll-image.png", "nll-speech.png", "nll-text.png", "no_swin-0.png", "perceptual.png")
+        *("figure-2.png", "full-0.png", "nll-image.png", "nll-speech.png", "nll-text.png", "no_swin-0.png"),
+        "perceptual.png",
     ]
+    write_run(tmp_path, "plain", 0, 0.5)
+    page.write_page(tmp_path)
+    assert (tmp_path / "page" / "figure-3.png").is_file()
+    assert "nothing jumped" in (tmp_path / "index.html").read_text()
 
 
 def test_damaged_and_missing_runs_are_named(tmp_path):
     with pytest.raises(AblationError, match="no finished run"):
-        summary.read_runs(tmp_path)
+        results.read_runs(tmp_path, ABLATION)
     folder = runner.workdir(tmp_path, "full", 0)
     (folder / "evaluation").mkdir(parents=True)
     (folder / "evaluation" / "evaluation.json").write_text('{"systems"')
     with pytest.raises(AblationError, match="is damaged"):
-        summary.read_runs(tmp_path)
+        results.read_runs(tmp_path, ABLATION)

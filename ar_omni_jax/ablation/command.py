@@ -1,0 +1,73 @@
+"""What the commands of all studies have in common: their words, and what is told when something goes wrong."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ar_omni_jax.ablation.runner import AblationError, Plan, run_all
+from ar_omni_jax.ablation.study import Study
+
+
+def parse_arguments(study: Study, about: str, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """(options, words for the trainings)."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {study.module}",
+        description=about,
+        epilog="variants:\n" + "\n".join(f"  {name:20} {v.words}" for name, v in study.variants.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    every = set(study.usual) == set(study.variants)
+    add("--run", required=True, type=Path, help="folder of launch/run_local.sh, with packed/ and toy/")
+    add("--output", required=True, type=Path, help="folder of the runs and the page")
+    usual = "all" if every else ",".join(study.usual)
+    add("--variants", default=",".join(study.usual), help=f"comma-separated (default: {usual})")
+    add("--seeds", type=int, default=3, help="runs of each variant")
+    if study.judged:
+        add("--limit", type=int, default=64, help="held-out documents a task")
+    add("--page_only", action="store_true", help="write the page of what is there")
+    options, rest = parser.parse_known_args(arguments)
+    wrong = [word for word in rest if not (word.startswith("--config.") and "=" in word)]
+    if wrong:
+        parser.error(f"unexpected argument {wrong[0]!r}; settings of the trainings are given as --config.key=value")
+    return options, rest
+
+
+def page_command(study: Study, options: argparse.Namespace) -> list[str]:
+    """Writes the page in a process of its own: what describes the machine takes hold of an accelerator."""
+    own = ["--run", str(options.run), "--output", str(options.output), "--page_only"]
+    return [sys.executable, "-m", study.module, *own]
+
+
+def run_command(
+    study: Study, about: str, write_page: Callable[[Path], Path], arguments: Sequence[str] | None = None
+) -> int:
+    """Does what the words ask for; returns the exit code. about: the command's help text."""
+    options, settings = parse_arguments(study, about, arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if options.page_only:
+            print(write_page(options.output))
+            return 0
+        plan = Plan(
+            packed=options.run / "packed",
+            manifest=options.run / "toy" / "test.jsonl",
+            variants=tuple(options.variants.split(",")),
+            seeds=options.seeds,
+            settings=tuple(settings),
+            study=study,
+            **({"limit": options.limit} if study.judged else {}),
+        )
+        run_all(plan, options.output, page_command(study, options))
+    except (AblationError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0

@@ -19,6 +19,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 from ar_omni_jax.machine import cores
@@ -156,6 +157,7 @@ def _without_main_module() -> Iterator[None]:
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """Processes started meanwhile never get SIGINT, which terminals send to all; here it comes a little later."""
+    resource_tracker.ensure_running()  # else the first process starts it, which lets SIGINT through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -166,6 +168,7 @@ def _interrupts_blocked() -> Iterator[None]:
 # -- in the process ----------------------------------------------------------------------------------------------
 def _serve(pipe) -> None:
     """Calls what comes through the pipe until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # nobody is there any more
         while True:

@@ -275,20 +275,25 @@ BAD = {
 }
 
 
-@pytest.fixture(scope="module")
-def bad_corpus(tmp_path_factory):
-    root = tmp_path_factory.mktemp("bad")
-    lines = make_corpus(root, 20).read_text().splitlines()
+def make_bad_media(root: Path) -> None:
+    """The media of BAD, beside those of a corpus, but for the PNG bomb, which takes long to make."""
     for name in ("text.png", "text.wav"):
         (root / name).write_text("this is text")
     (root / "cut.png").write_bytes((root / "0.png").read_bytes()[:60])
-    (root / "bomb.png").write_bytes(bomb())
     (root / "bomb.jpg").write_bytes(bomb_jpeg())
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     for name in ("cut.jpg", "cut.webp"):
         noise.save(root / name)
         (root / name).write_bytes((root / name).read_bytes()[:1500])
     soundfile.write(root / "empty.wav", np.zeros(0, np.float32), SPEECH_RATE)
+
+
+@pytest.fixture(scope="module")
+def bad_corpus(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bad")
+    lines = make_corpus(root, 20).read_text().splitlines()
+    make_bad_media(root)
+    (root / "bomb.png").write_bytes(bomb())
     return root, lines
 
 

@@ -11,10 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
-from test_build_shards import BAD, SPEECH_RATE, build, files, make_corpus, make_tokenizers
+from test_build_shards import BAD, build, files, make_bad_media, make_corpus, make_tokenizers
 
 from data_pipelines import build_shards
 from data_pipelines.benchmark.memory import processes_below
@@ -31,11 +29,8 @@ def damaged(tmp_path_factory):
     """A manifest with every kind of bad record among good ones."""
     root = tmp_path_factory.mktemp("damaged")
     lines = make_corpus(root, 40).read_text().splitlines()
-    for name in ("text.png", "text.wav"):
-        (root / name).write_text("this is text")
-    (root / "cut.png").write_bytes((root / "0.png").read_bytes()[:60])
-    soundfile.write(root / "empty.wav", np.zeros(0, np.float32), SPEECH_RATE)
-    for i, name in enumerate(sorted({*BAD} - {"image bomb"})):  # which takes long to make
+    make_bad_media(root)
+    for i, name in enumerate(sorted({*BAD} - {"image bomb"})):  # the one not made here
         record = BAD[name][0]
         lines.insert(3 * i, record if isinstance(record, str) else json.dumps(record | {"id": record["id"] + str(i)}))
     (root / "train.jsonl").write_text("\n".join(lines) + "\n")
@@ -47,7 +42,8 @@ def test_any_number_of_workers_makes_the_same_files_with_the_same_reasons(damage
     build(damaged, tmp_path / "0", workers=0, **options)
     expected = files(tmp_path / "0")
     reasons = b"".join(data for name, data in expected.items() if name.endswith(".json")).decode()
-    assert "cut.png" in reasons and "text.wav" in reasons and "no samples" in reasons
+    for name in ("cut.png", "cut.jpg", "bomb.jpg", "text.wav", "no samples"):
+        assert name in reasons
     for workers in (1, 2, 4):
         build(damaged, tmp_path / str(workers), workers=workers, **options)
         assert files(tmp_path / str(workers)) == expected
@@ -55,7 +51,7 @@ def test_any_number_of_workers_makes_the_same_files_with_the_same_reasons(damage
         build(damaged, tmp_path / "array", workers=1, worker_index=index, worker_count=2, **options)
     assert files(tmp_path / "array") == expected
     for workers in (0, 1):
-        with pytest.raises(BuildError, match="(?s)cut.png.*on_error=skip"):
+        with pytest.raises(BuildError, match="(?s)bomb.jpg.*on_error=skip"):
             build(damaged, tmp_path / "fail", workers=workers)
     assert not multiprocessing.active_children()
 
@@ -154,6 +150,12 @@ def test_a_killed_worker_ends_the_build_and_names_its_record(endless, tmp_path):
     check_mended(manifest, picture, tmp_path / "out")
 
 
+def deaf_to_interrupts(pid: int) -> bool:
+    """From its first instruction on: SIGINT is blocked or ignored."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    return bool((int(status["SigBlk"], 16) | int(status["SigIgn"], 16)) >> (signal.SIGINT - 1) & 1)
+
+
 COMMAND = """
 import sys
 sys.path[:0] = sys.argv[3:]
@@ -177,6 +179,7 @@ def test_no_process_outlives_the_command(endless, tmp_path, sent, code):
         reader, handle = wait_for_reader(picture, process.pid)
         below = processes_below(process.pid)
         assert reader in below and len(below) >= 2
+        assert all(map(deaf_to_interrupts, below))
         (os.killpg if sent == "SIGINT" else os.kill)(process.pid, getattr(signal, sent))
         _, said = process.communicate(timeout=PATIENCE)
         deadline = time.monotonic() + PATIENCE

@@ -23,6 +23,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ar_omni_jax.checkpoint_copies import Copies
 from ar_omni_jax.checkpoint_format import (
     DESCRIPTION,
     STATE,
@@ -31,7 +32,6 @@ from ar_omni_jax.checkpoint_format import (
     Description,
     State,
     checksums,
-    lies_on_host,
     named_leaves,
     orbax_context,
     read_description,
@@ -75,18 +75,6 @@ class _AlwaysSave:
         return True
 
 
-def _out_of_the_way(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The arrays to write, such that the next step may use the memory of `leaves`.
-
-    From accelerators Orbax copies them before it returns. On CPUs it writes them from where they lie; a step that is
-    given that memory then copies all of it first, by one core, before it begins. Here all cores do.
-    """
-    return {
-        name: jax.device_put(leaf, leaf.sharding, may_alias=False) if lies_on_host(leaf) else leaf
-        for name, leaf in leaves.items()
-    }
-
-
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -108,6 +96,7 @@ class Checkpoints:
         self._preservation = policies.AnyPreservationPolicy(kept)
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._pending: tuple[int, ocp.AsyncResponse] | None = None
+        self._copies = Copies()
         self._bytes, self._started, self._ended = 0, 0.0, None
         self.seconds = 0.0  # from the start to the end of the last save that succeeded
 
@@ -117,7 +106,7 @@ class Checkpoints:
         leaves = named_leaves(state)
         self._bytes = sum(leaf.nbytes for leaf in leaves.values())
         description = dataclasses.replace(description, checksums=checksums(leaves))
-        items = {STATE: _out_of_the_way(leaves), DESCRIPTION: to_fields(description)}
+        items = {STATE: self._copies.of(leaves), DESCRIPTION: to_fields(description)}
         self._started, self._ended = time.monotonic(), None
 
         def ended(_):
@@ -206,6 +195,7 @@ class Checkpoints:
         Args:
           abstract_state: the tree, with ShapeDtypeStruct leaves whose shardings place the arrays.
         """
+        self._copies.prepare(named_leaves(abstract_state))
         steps = steps_in(self.directory)
         for step in reversed(steps):
             path = self.directory / str(step)

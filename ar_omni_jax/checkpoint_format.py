@@ -106,9 +106,10 @@ def checksums(leaves: dict[str, jax.Array]) -> dict[str, int]:
     return {name: int(value) for name, value in jax.device_get(_checksums(leaves)).items()}
 
 
-def lies_on_host(leaf: jax.Array) -> bool:
-    """Whether all of the array is in this machine's memory, where NumPy reads it without a copy."""
-    return leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.sharding.device_set)
+def lies_on_host(leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether all of the array is in this process's memory, where NumPy reads it without a copy."""
+    place = leaf.sharding
+    return place.is_fully_addressable and all(device.platform == "cpu" for device in place.device_set)
 
 
 def _host_checksum(leaf: jax.Array) -> int:

@@ -61,6 +61,9 @@ class SavedStep(OurStep):
     def state(self):
         return self._state
 
+    def abstract_state(self):
+        return self._trainer.abstract_state()
+
     def describe(self, size: work.Size, step: int) -> Description:
         vocabulary = work.vocabulary_of(size)
         return Description(step, step, {}, vocabulary.to_dict(), vocabulary.fingerprint)
@@ -88,8 +91,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     count = options.every * (options.saves + 1)
     train = SavedStep(size, count + 1, attention="rowwise")
     batches = [work.packed_batch(size, work.documents(size, step)) for step in range(min(count, 4))]
-    train(batches[0])  # compiles
     checkpoints = TimedCheckpoints(folder / "checkpoints", keep=1)
+    checkpoints.restore_latest(train.abstract_state(), lambda description: None)  # as a run begins; there is none
+    train(batches[0])  # compiles
     saver = Saver(checkpoints, options.every, 0.0, -1)
     alone, beside, saves = [], [], []
     for step in range(1, count + 1):

@@ -23,6 +23,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ar_omni_jax.checkpoint_copies import Copies
 from ar_omni_jax.checkpoint_format import (
     DESCRIPTION,
     STATE,
@@ -95,6 +96,7 @@ class Checkpoints:
         self._preservation = policies.AnyPreservationPolicy(kept)
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._pending: tuple[int, ocp.AsyncResponse] | None = None
+        self._copies = Copies()
         self._bytes, self._started, self._ended = 0, 0.0, None
         self.seconds = 0.0  # from the start to the end of the last save that succeeded
 
@@ -104,7 +106,7 @@ class Checkpoints:
         leaves = named_leaves(state)
         self._bytes = sum(leaf.nbytes for leaf in leaves.values())
         description = dataclasses.replace(description, checksums=checksums(leaves))
-        items = {STATE: leaves, DESCRIPTION: to_fields(description)}
+        items = {STATE: self._copies.of(leaves), DESCRIPTION: to_fields(description)}
         self._started, self._ended = time.monotonic(), None
 
         def ended(_):
@@ -193,6 +195,7 @@ class Checkpoints:
         Args:
           abstract_state: the tree, with ShapeDtypeStruct leaves whose shardings place the arrays.
         """
+        self._copies.prepare(named_leaves(abstract_state))
         steps = steps_in(self.directory)
         for step in reversed(steps):
             path = self.directory / str(step)

@@ -102,7 +102,26 @@ def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def checksums(leaves: dict[str, jax.Array]) -> dict[str, int]:
     """uint32 sum of the bits of each array, exact and independent of its sharding."""
+    if all(map(lies_on_host, leaves.values())):
+        return {name: _host_checksum(leaf) for name, leaf in leaves.items()}
     return {name: int(value) for name, value in jax.device_get(_checksums(leaves)).items()}
+
+
+def lies_on_host(leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether all of the array is in this process's memory, where NumPy reads it without a copy."""
+    place = leaf.sharding
+    return place.is_fully_addressable and all(device.platform == "cpu" for device in place.device_set)
+
+
+def _host_checksum(leaf: jax.Array) -> int:
+    """As `_checksums`, by NumPy: on CPUs XLA's sum over an array takes ten times as long."""
+    total = 0
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            bits = np.ascontiguousarray(shard.data).reshape(-1)
+            bits = bits.view({1: np.uint8, 2: np.uint16}.get(bits.dtype.itemsize, np.uint32))
+            total += int(np.sum(bits, dtype=np.uint32))
+    return total % 2**32
 
 
 def orbax_context() -> ocp.Context:

@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import nnx
 
-from ar_omni_jax import checkpoint
+from ar_omni_jax import checkpoint, checkpoint_format
 from ar_omni_jax.checkpoint import CheckpointError, Checkpoints, Description
 from ar_omni_jax.config import base_config, model_config
 from ar_omni_jax.model.transformer import Transformer
@@ -89,6 +89,34 @@ def test_saving_does_not_see_later_changes_of_donated_buffers(tmp_path):
     for step in range(5):
         leaves, _ = checkpoint.load_arrays(tmp_path, "", step)
         np.testing.assert_array_equal(leaves["x"], np.full((512, 512), 10.0 * step))
+
+
+def test_the_next_step_takes_the_memory_of_a_state_under_way_to_the_disk(tmp_path):
+    """Where a buffer is still being read JAX copies it for a step that was given it: a stall that no clock shows."""
+    state = jax.device_put(np.ones((2048, 2048), np.float32))
+    bump = jax.jit(lambda x: x + 1, donate_argnums=0)
+    state = jax.block_until_ready(bump(state))
+    checkpoints = Checkpoints(tmp_path)
+    for step in range(3):
+        place = state.unsafe_buffer_pointer()
+        checkpoints.save({"x": state}, describe(step))
+        state = bump(state)
+        assert state.unsafe_buffer_pointer() == place
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool", "int32", "uint8", "float16"])
+def test_checksums_by_the_host_are_those_by_the_device(dtype):
+    """Whatever the sharding: whole, split, replicated, or both."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("a", "b"))
+    splits = ((), ("a",), ("b",), ("a", "b"), (("a", "b"),), (None, "a"))
+    specs = [jax.sharding.PartitionSpec(*names) for names in splits]
+    values = np.random.default_rng(1).integers(-(2**14), 2**14, (16, 24)).astype(dtype)
+    leaves = {str(spec): jax.device_put(values, jax.sharding.NamedSharding(mesh, spec)) for spec in specs}
+    leaves |= {"one": jax.device_put(values), "scalar": jnp.asarray(values[0, 0]), "none": jnp.zeros((0, 3), dtype)}
+    found = checkpoint_format.checksums(leaves)
+    assert found == {name: int(value) for name, value in checkpoint_format._checksums(leaves).items()}
+    assert len({found[str(spec)] for spec in specs}) == 1 and found["none"] == 0
 
 
 def damage_array_data(path):

@@ -1,6 +1,6 @@
 """Memory of attention over rows that are split over devices: keys gathered, or travelling round a ring.
 
-    python -m ar_omni_jax.benchmarks.context_memory [--target=tpu:v5p:2x2x2] [--length=32768] [--heads=32] ...
+    python -m ar_omni_jax.benchmarks.context_memory [--target=v5p:2x2x2] [--length=32768] [--heads=32] ...
 
 One layer's attention and its gradients, bfloat16, one row, compiled and not run. Targets as in `remat_memory`.
 """
@@ -8,13 +8,12 @@ One layer's attention and its gradients, bfloat16, one row, compiled and not run
 from __future__ import annotations
 
 import argparse
-import os
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ar_omni_jax.benchmarks.remat_memory import target_devices
+from ar_omni_jax.benchmarks import compiling
 from ar_omni_jax.benchmarks.ring_attention import ring_attention
 from ar_omni_jax.model.config import chameleon_7b
 from ar_omni_jax.parallel.layout import mesh_attention
@@ -41,22 +40,8 @@ def temporary_bytes(attend, mesh: Mesh, length: int, heads: int, key_heads: int,
     return jax.jit(gradients).lower(*given).compile().memory_analysis().temp_size_in_bytes
 
 
-def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ar_omni_jax.benchmarks.context_memory", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--target", default="tpu:v5p:2x2x2")
-    parser.add_argument("--length", type=int, default=32768)
-    parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--kv_heads", type=int, default=32)
-    args = parser.parse_args(arguments)
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        mesh = make_mesh({"sequence": -1}, target_devices(args.target))
-    except (ValueError, RuntimeError) as error:
-        print(f"context_memory: {error}")
-        return 2
+def compare(args: argparse.Namespace, mesh: Mesh) -> None:
+    """Prints a line for each way."""
     config = chameleon_7b(attention="auto", num_heads=args.heads, num_kv_heads=args.kv_heads)
     print(f"{mesh.size} x {mesh.devices.flat[0].device_kind}, a row of {args.length}, {args.heads} heads")
     for name, attend in (
@@ -65,6 +50,22 @@ def main(arguments=None) -> int:
     ):
         size = temporary_bytes(attend, mesh, args.length, args.heads, args.kv_heads)
         print(f"{name:<16}{size / MIB:10.1f} MiB a device")
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ar_omni_jax.benchmarks.context_memory", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--target", default="v5p:2x2x2", help=compiling.HELP)
+    parser.add_argument("--length", type=int, default=32768)
+    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--kv_heads", type=int, default=32)
+    args = parser.parse_args(arguments)
+    try:
+        with compiling.compiling_for(args.target) as devices:
+            compare(args, make_mesh({"sequence": -1}, devices))
+    except (ValueError, RuntimeError) as error:
+        print(f"context_memory: {error}")
+        return 2
     return 0
 
 

@@ -2,45 +2,27 @@
 
     python -m ar_omni_jax.benchmarks.remat_memory [--target=cpu] [--layers=4] [--rows=2] [--length=1300] ...
 
-Targets: "cpu"; "tpu:NAME" such as tpu:v5p:2x2x1 (needs the libtpu package, no TPU); "h200" (needs the packages
-jax-cuda12-plugin and jax-cuda12-pjrt, --description= a target description, no GPU). Shapes are those of the 7B model
-unless flags say otherwise; a few layers are enough, since memory is linear in their number.
+Targets: "cpu", or one of `compile_check`, such as v5p-8, v5p:2x2x2 or h200-1, which needs that machine's compiler and
+not the machine. Shapes are those of the 7B model unless flags say otherwise; a few layers are enough, since memory is
+linear in their number.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import re
 import time
-from pathlib import Path
 
 import jax
-from jax.experimental import topologies
 
+from ar_omni_jax.benchmarks import compiling
 from ar_omni_jax.model.config import REMAT_POLICIES, TransformerConfig, chameleon_7b
 from ar_omni_jax.parallel.mesh import make_mesh
 from ar_omni_jax.training.step import Trainer
 from ar_omni_jax.vocabulary import chameleon_vocabulary
 
 GIB = 2.0**30
-
-
-def target_devices(target: str, description: str = "") -> list[jax.Device]:
-    """Devices to compile for. ValueError for an unknown target; RuntimeError when its compiler is not installed."""
-    kind, _, name = target.partition(":")
-    try:
-        if kind == "cpu":
-            return jax.devices("cpu")[:1]
-        if kind == "tpu":
-            return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
-        if kind == "h200":
-            options = {"target_config": Path(description).read_text(), "topology": "1x1x1"}
-            return list(topologies.get_topology_desc(platform="cuda", topology_name="h200", **options).devices)
-    except (RuntimeError, jax.errors.JaxRuntimeError, NotImplementedError) as error:
-        raise RuntimeError(f"--target={target}: {str(error).splitlines()[0]}; see --help for what it needs") from error
-    raise ValueError(f"--target={target}: must be cpu, tpu:TOPOLOGY or h200")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +69,7 @@ def table(config: TransformerConfig, devices, rows: int, length: int, say=print,
 def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ar_omni_jax.benchmarks.remat_memory", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--target", default="cpu")
-    parser.add_argument("--description", default="", help="file with the GPU's target description (h200)")
+    parser.add_argument("--target", default="cpu", help=compiling.HELP)
     shape = chameleon_7b()
     for name in ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
         parser.add_argument(f"--{name}", type=int, default=getattr(shape, name))
@@ -105,10 +86,6 @@ def parse(arguments=None) -> argparse.Namespace:
 
 def main(arguments=None) -> int:
     args = parse(arguments)
-    # A TPU's compiler looks for the machine it runs on, and may be loaded once, unless told otherwise.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    jax.config.update("jax_platforms", "cpu")
     config = chameleon_7b(
         num_layers=args.layers,
         attention=args.attention,
@@ -117,12 +94,12 @@ def main(arguments=None) -> int:
         max_length=max(args.length, 4096),
         **{name: getattr(args, name) for name in ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")},
     )
+    axes = {"data": args.data, "fsdp": -1, "sequence": args.sequence, "tensor": args.tensor}
     try:
-        devices = target_devices(args.target, args.description)
-        print(f"{len(devices)} x {devices[0].device_kind}, {args.layers} layers, rows {args.rows} x {args.length}")
-        axes = {"data": args.data, "fsdp": -1, "sequence": args.sequence, "tensor": args.tensor}
-        table(config, devices, args.rows, args.length, **axes)
-    except (ValueError, RuntimeError, OSError) as error:
+        with compiling.compiling_for(args.target) as devices:
+            print(f"{len(devices)} x {devices[0].device_kind}, {args.layers} layers, rows {args.rows} x {args.length}")
+            table(config, devices, args.rows, args.length, **axes)
+    except (ValueError, RuntimeError) as error:
         print(f"remat_memory: {error}")
         return 2
     return 0

@@ -39,6 +39,7 @@ class Saver:
     def save(self, state: Any, description: Description) -> None:
         """Starts a save. One that fails, now or in the background, is told and tried again some steps later; SaveError
         after MAX_FAILED in a row."""
+        jax.block_until_ready(state)  # the step that makes it is no part of the stall
         start = time.monotonic()
         try:
             self._end_previous(description.step, wait=True)
@@ -51,6 +52,7 @@ class Saver:
 
     def save_and_wait(self, state: Any, description: Description) -> None:
         """The last save of a process: complete when this returns; SaveError after FINAL_TRIES."""
+        jax.block_until_ready(state)
         start = time.monotonic()
         for left in reversed(range(FINAL_TRIES)):
             try:

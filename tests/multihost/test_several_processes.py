@@ -13,6 +13,7 @@ from hosts import STEPS, Hosts, learning, make_inputs, records
 from ar_omni_jax.checkpoint import load_for_inference, steps_in
 
 FOR_EVER = "--config.train.steps=1000000"
+EXACT = ("step", "kind", "learning_rate", "skipped", "skipped_in_row", "tokens")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,31 @@ def test_two_processes_go_on_from_what_one_saved(inputs, alone, tmp_path):
     ours, theirs = load_for_inference(workdir), load_for_inference(alone)
     assert ours.step == theirs.step == STEPS
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+
+
+@pytest.mark.slow
+def test_four_processes_save_and_two_go_on(inputs, alone, tmp_path):
+    """Four processes with a device each train, validate and save when the last of them is told to stop; two with two
+    devices each restore the state. Sums of four terms have an order, so losses agree to rounding with those of two
+    devices; whatever is counted is equal."""
+    workdir = tmp_path / "run"
+    with Hosts(inputs, workdir, 4) as hosts:
+        hosts.wait_for_step(44)
+        hosts.processes[3].send_signal(signal.SIGTERM)
+        assert hosts.wait() == [143] * 4, hosts.told("codes differ")
+        saved = steps_in(workdir / "checkpoints")[-1]
+        assert 40 < saved < STEPS, hosts.told("it was over before the signal")
+    with Hosts(inputs, workdir, 2, devices=2) as hosts:
+        assert hosts.wait() == [0, 0], hosts.told("failed")
+        assert f"resuming after step {saved}" in hosts.output(0)
+    for kind in ("train", "validation"):
+        found, expected = learning(workdir, kind), learning(alone, kind)
+        assert [r["step"] for r in found] == [r["step"] for r in expected], "each line once, by the first process"
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.keys() == theirs.keys()
+            for name, value in theirs.items():
+                assert ours[name] == (value if name in EXACT else pytest.approx(value, rel=1e-3)), (name, theirs)
+    assert load_for_inference(workdir).step == STEPS
 
 
 def test_without_the_first_process_the_others_end_and_name_its_host(inputs, tmp_path):

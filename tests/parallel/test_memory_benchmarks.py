@@ -9,7 +9,7 @@ from ar_omni_jax.benchmarks import context_memory, remat_memory
 @pytest.mark.parametrize("command", [remat_memory, context_memory])
 def test_unknown_targets(command, capsys):
     assert command.main(["--target=moon"]) == 2
-    assert "--target=moon: must be cpu, tpu:TOPOLOGY or h200" in capsys.readouterr().out
+    assert "no target 'moon'; the targets are v5e-4" in capsys.readouterr().out
 
 
 def test_a_table_has_a_line_for_each_policy(monkeypatch):

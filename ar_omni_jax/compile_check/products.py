@@ -104,7 +104,10 @@ def _custom(computation: Computation, instruction: Instruction) -> int | None:
     if target == "tpu_custom_call":
         products = next((n for name, n in _SPLASH_PRODUCTS.items() if instruction.name.startswith(name)), None)
         shape = next((array.shape for array in reversed(instruction.results) if array.dtype == "bf16"), ())
-        return None if products is None or len(shape) != 4 else products * _attention_product(*shape)
+        if products is None or len(shape) not in (3, 4):
+            return None
+        batch = shape[:-3] or (1,)  # which the compiler drops when it is 1
+        return products * _attention_product(*batch, *shape[-3:])
     return 0
 
 

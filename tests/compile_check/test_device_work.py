@@ -50,6 +50,8 @@ def one(line: str, *parameters: str) -> str:
         ('f32[4]{0} custom-call(%p0), custom_call_target="Sharding"', ("f32[4]",), 0),
         ('bf16[2,4,256,128]{3,2,1,0} custom-call(%p0), custom_call_target="tpu_custom_call"', ("f32[4]",),
          3 * (2 * 2 * 4 * 256 * 256 * 128 // 2)),
+        ('bf16[4,256,128]{2,1,0} custom-call(%p0), custom_call_target="tpu_custom_call"', ("f32[4]",),
+         3 * (2 * 1 * 4 * 256 * 256 * 128 // 2)),  # one row a device
     ],
 )  # fmt: skip
 def test_products_of_each_kind(line, parameters, flops):

@@ -15,17 +15,16 @@ forgets: captions fall from 89 to 76 %, pictures from 70 to 55 %, word error of 
 Details: docs/instruct.md
 """
 
-import importlib.util
 from pathlib import Path
+
+from ar_omni_jax.config import load_config
 
 
 def get_config(arg: str = ""):
     if arg:
         raise ValueError(f"unknown variant {arg!r}; there is none")
-    spec = importlib.util.spec_from_file_location("toyworld_config", Path(__file__).with_name("toyworld.py"))
-    toyworld = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(toyworld)
-    config = toyworld.get_config()  # the same model: its weights are where this run starts
+    # The same model: its weights are where this run starts.
+    config = load_config(str(Path(__file__).with_name("toyworld.py")))
     config.train.init_from = "runs/toyworld/train"
     # Three rounds with pictures and speech need more room than a caption.
     config.data.update(length=768, batch_size=3, response_only=True)

@@ -107,7 +107,7 @@ def plot_losses(train: list[dict], validation: list[dict], unigram: dict[str, fl
                 axes.plot(*zip(*points, strict=True), color=color, label=label, **style)
         if modality in unigram:
             axes.axhline(unigram[modality], color=color, ls="--", lw=0.8)
-    title = "next-token loss\nline: training, dots: held-out, dashed: unigram"
+    title = "next-token loss\nline: training, dots: held-out" + (", dashed: unigram" if unigram else "")
     axes.set(xlabel="step", ylabel="nats a token", title=title)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()

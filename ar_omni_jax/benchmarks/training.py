@@ -5,7 +5,8 @@
 
 Needs PyTorch and transformers (pip install 'ar_omni_jax[torch]'). Each side runs in processes of its own, in turn. A
 useful token is one of a document; padding is none. Memory is the process's largest resident set, libraries and
-compilation included. The losses of the first step, from equal weights, must agree to 1e-4, or the run fails.
+compilation included: "peak" at the end, "ready" when the first step begins. The losses of the first step, from equal
+weights, must agree to 1e-4, or the run fails.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def _ours(options: argparse.Namespace):
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """Runs one side: losses, seconds and useful tokens of the timed steps, peak resident set in bytes."""
+    """Runs one side: losses, seconds and useful tokens of the timed steps, peak resident set in bytes at the end and
+    when the first step begins (libraries, batches, weights)."""
     size = work.SIZES[options.size]
     found = [work.documents(size, step) for step in range(options.steps + 1)]
     if options.side == "ours":
@@ -84,7 +86,7 @@ def measure(options: argparse.Namespace) -> dict:
 
         arrays = (dict(np.load(options.exchange / name)) for name in ("weights.npz", "projection.npz"))
         step, batches = TorchStep(size, *arrays), [work.padded_batches(size, documents) for documents in found]
-    started = time.perf_counter()
+    ready, started = peak_resident_bytes(), time.perf_counter()
     losses = [step(batches[0])]
     first = time.perf_counter() - started
     seconds = []
@@ -96,7 +98,7 @@ def measure(options: argparse.Namespace) -> dict:
     places = sum(b["tokens"].size for bs in batches[1:] for b in (bs if isinstance(bs, list) else [bs]))
     return {
         "name": step.name, "losses": losses, "seconds": seconds, "useful_tokens": useful, "first_seconds": first,
-        "useful_share": sum(useful) / places, "peak_bytes": peak_resident_bytes(),
+        "useful_share": sum(useful) / places, "ready_bytes": ready, "peak_bytes": peak_resident_bytes(),
     }  # fmt: skip
 
 
@@ -157,6 +159,7 @@ def _summary(runs: list[dict]) -> dict:
         "step_seconds": statistics.median(seconds for _, seconds in pairs),
         "first_seconds": min(run["first_seconds"] for run in runs),
         "useful_share": runs[0]["useful_share"],
+        "ready_bytes": min(run["ready_bytes"] for run in runs),
         "peak_bytes": min(run["peak_bytes"] for run in runs),
     }
 
@@ -166,12 +169,13 @@ def table(record: dict) -> str:
     m, settings = record["machine"], " ".join(f"--{name}={value}" for name, value in record["settings"].items())
     lines = [
         f"{record['size']}: {m['processor']}, {m['cores']} cores, load {m['load']}; {settings}",
-        f"{'':8}{'useful tokens/s':>16}{'step s':>9}{'useful':>8}{'peak MiB':>10}{'first step s':>14}",
+        f"{'':8}{'useful tokens/s':>16}{'step s':>9}{'useful':>8}{'ready MiB':>11}{'peak MiB':>10}{'first step s':>14}",
     ]
     for side, row in record["sides"].items():
         lines.append(
             f"{side:8}{row['tokens_per_second']:16,.0f}{row['step_seconds']:9.3f}{row['useful_share']:8.1%}"
-            f"{row['peak_bytes'] / 2**20:10,.0f}{row['first_seconds']:14.1f}  {row['name']}"
+            f"{row['ready_bytes'] / 2**20:11,.0f}{row['peak_bytes'] / 2**20:10,.0f}{row['first_seconds']:14.1f}"
+            f"  {row['name']}"
         )
     ratios = f"{record['speed_ratio']:.2f} times the speed at {record['memory_ratio']:.2f} times the memory"
     return "\n".join([*lines, f"{ratios}; losses of the first step {record['first_losses']}"])

@@ -25,14 +25,12 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -40,7 +38,7 @@ from ar_omni_jax import prepare
 from ar_omni_jax.checkpoint import CheckpointError
 from ar_omni_jax.config import derived, describe_derived, describe_keys, load_config, model_config
 from ar_omni_jax.documents import DocumentError
-from ar_omni_jax.files import only_writer, replace_file
+from ar_omni_jax.files import only_writer
 from ar_omni_jax.model.config import ConfigError
 from ar_omni_jax.overrides import split_overrides
 from ar_omni_jax.parallel.distributed import HostError, together
@@ -169,10 +167,6 @@ def assemble(config: ConfigDict, workdir: Path) -> Run:
             rows=trainer.rows_here(config.data.batch_size, config.data.length),
         )
 
-    if jax.process_index() == 0:
-        replace_file(workdir / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
-        table = parameter_overview.get_parameter_overview(trainer.abstract_state().params, include_stats=False)
-        replace_file(workdir / "parameters.txt", (table + "\n").encode())
     return Run(
         config=config,
         workdir=workdir,

@@ -189,10 +189,12 @@ def test_changed_settings_on_resume_are_told_or_refused(tiny, whole, tmp_path, c
     told = capsys.readouterr().out
     assert "config.optimizer.peak_lr: 0.01 in the checkpoint, 0.001 now" in told
     assert "config.train.steps: 40 in the checkpoint, 41 now" in told
+    settings = (tmp_path / "run" / "config.json").read_bytes()
     assert run_here(tiny, tmp_path / "run", "--config.model.d_ff=64") == 1
     assert "config.model.d_ff: 32 in the checkpoint, 64 now" in capsys.readouterr().err
     assert run_here(tiny, tmp_path / "run", "--config.optimizer.weight_decay=0.1") == 1
     assert "config.optimizer.weight_decay: 0.0 in the checkpoint, 0.1 now" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.json").read_bytes() == settings  # what a refused start had is not the run's
 
 
 def test_data_that_is_gone_or_shrunk_under_a_resumed_run_is_told(tiny, whole, tmp_path, capsys):

@@ -97,6 +97,7 @@ class _Training:
         saved_step = self.step if self.loader_step or self.step else -1
         self.saver = Saver(self.checkpoints, settings.checkpoint_every, run.grace_s, saved_step)
         self.writers = Writers(run.workdir, self.step, primary=process == 0, redo_validation=self.owes_validation)
+        self.writers.settings(self.config.to_dict(), run.trainer.abstract_state().params)
         self.goodput.resume(progress.get("goodput", {}), self.writers.run_seconds)
         self.watch = Stopwatch()
         self.profiler = Profiler(run.workdir / "profile" / f"process_{process}", run.profile)

@@ -15,8 +15,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from clu import parameter_overview
 
 from ar_omni_jax.files import replace_file
 from ar_omni_jax.training.events import Events
@@ -123,6 +125,14 @@ class Writers:
         self._jsonl = _Lines(path, kept_lines(text, start_step, redo_validation))
         # TensorBoard hides what an interrupted run wrote for the steps that follow.
         self._board = Events(workdir / "tensorboard", purge_step=start_step + 1 if start_step else None)
+
+    def settings(self, config: Mapping[str, Any], params: Any) -> None:
+        """config.json, and parameters.txt with a line for each of `params` (arrays or their shapes)."""
+        if not self._primary:
+            return
+        replace_file(self._workdir / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+        table = parameter_overview.get_parameter_overview(params, include_stats=False)
+        replace_file(self._workdir / "parameters.txt", (table + "\n").encode())
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl and the same numbers in TensorBoard under `kind`/."""

@@ -46,6 +46,7 @@ from data_pipelines.shard_builder import (
     Skipped,
     build_shard,
     read_account,
+    refuse_other_numbers,
 )
 from data_pipelines.sources import SOURCES, is_tokenized, open_source
 from data_pipelines.sources.base import Source, duplicates
@@ -187,6 +188,7 @@ def _plan(source, named, output, tokenizers, split, template, per_shard, augment
         "tokenizers": tokenizers.identities,
     }
     job = Job(source, tokenizers, template, output, split, per_shard, build, duplicates(source), augmenter)
+    refuse_other_numbers(job)
     if (output / FILE_NAME).is_file():
         _others(job)  # a clash with splits that are there already is told before the work
     return job

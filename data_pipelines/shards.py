@@ -34,13 +34,19 @@ def shard_name(stem: str, index: int, count: int) -> str:
     return f"{stem}-{index:05d}-of-{count:05d}.arrayrecord"
 
 
-def shard_paths(directory: str | os.PathLike, stem: str) -> list[Path]:
-    """All shards of `stem` in `directory`, in order; [] when none; SchemaError when the set is incomplete."""
+def found_shards(directory: str | os.PathLike, stem: str) -> dict[tuple[int, int], Path]:
+    """{(index, count): path} of all shards of `stem` in `directory`, be they of one run or of several."""
     found = {}
     for path in sorted(Path(directory).glob(f"{stem}-*.arrayrecord")):
         match = _NAME.fullmatch(path.name)
         if match and match["stem"] == stem:
             found[int(match["index"]), int(match["count"])] = path
+    return found
+
+
+def shard_paths(directory: str | os.PathLike, stem: str) -> list[Path]:
+    """All shards of `stem` in `directory`, in order; [] when none; SchemaError when the set is incomplete."""
+    found = found_shards(directory, stem)
     counts = {count for _, count in found}
     if len(counts) > 1:
         raise SchemaError(f"{directory}: {stem} shards of several runs (of {sorted(counts)}); delete the old ones")

@@ -379,6 +379,21 @@ def test_changed_input_is_refused(tmp_path):
         build(manifest, tmp_path / "out")
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_shards_in_another_number_are_not_joined_by_others(tmp_path, stopped):
+    """A corpus that has grown, or other ranges, have shards of other names, which would stand beside the old ones."""
+    build(make_corpus(tmp_path, 20), tmp_path / "out", worker_count=1 + stopped)
+    if stopped:
+        (tmp_path / "out" / ".build" / "train-00000-of-00003.json").unlink()  # killed before it was written
+    before = files(tmp_path / "out")
+    for count, per_shard, number in ((20, 10, 2), (40, 7, 6)):
+        manifest = make_corpus(tmp_path, count)
+        with pytest.raises(BuildError, match=f"train shards.*there were 3 and are {number}.*another --output"):
+            build(manifest, tmp_path / "out", records_per_shard=per_shard)
+        assert files(tmp_path / "out") == before
+    assert build(manifest, tmp_path / "out", split="test", records_per_shard=10) is not None  # a split of its own
+
+
 def test_bad_options_are_named(manifest, tmp_path):
     for options, message in (
         ({"worker_index": 3, "worker_count": 3}, "worker_index 3"),

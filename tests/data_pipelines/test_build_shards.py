@@ -1,6 +1,7 @@
 """From raw files to token shards: content, accounting, bad input, resuming after a kill, workers."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -361,6 +362,17 @@ def test_splits_share_a_directory(manifest, tmp_path):
     info = build(manifest, tmp_path, split="test")
     assert sorted(info.splits) == ["test", "train"] == sorted(read_info(tmp_path).splits)
     assert len(list(read_documents(tmp_path, "test"))) == 40
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK])
+def test_a_shared_disk_without_locks_will_do(manifest, tmp_path, monkeypatch, error):
+    def flock(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for split in ("train", "test"):
+        info = build(manifest, tmp_path, split=split)
+    assert sorted(info.splits) == ["test", "train"] == sorted(read_info(tmp_path).splits)
 
 
 def test_another_build_into_the_same_directory_is_refused(manifest, tmp_path):

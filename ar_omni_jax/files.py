@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # what `flock` says on file systems without
+
 
 def replace_file(path: str | Path, data: bytes) -> None:
     """Writes `data` to `path` so that a reader or a crash sees the old file or the new one, never a part."""
@@ -38,7 +40,7 @@ def only_writer(folder: str | Path) -> Iterator[None]:
             message = "another process is writing here; wait for it, stop it, or give another --workdir"
             raise BlockingIOError(error.errno, message, str(folder)) from error
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            if error.errno not in NO_LOCKS:
                 raise
         yield
     finally:

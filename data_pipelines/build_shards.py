@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from ar_omni_jax.documents import DocumentError
+from ar_omni_jax.files import NO_LOCKS
 from ar_omni_jax.templates import TEMPLATE_SETS, template_set
 from ar_omni_jax.tokenizers.bundle import Tokenizers, load_tokenizers
 from ar_omni_jax.tokenizers.text import TokenizerError
@@ -46,6 +47,7 @@ from data_pipelines.shard_builder import (
     Skipped,
     build_shard,
     read_account,
+    refuse_other_numbers,
 )
 from data_pipelines.sources import SOURCES, is_tokenized, open_source
 from data_pipelines.sources.base import Source, duplicates
@@ -187,6 +189,7 @@ def _plan(source, named, output, tokenizers, split, template, per_shard, augment
         "tokenizers": tokenizers.identities,
     }
     job = Job(source, tokenizers, template, output, split, per_shard, build, duplicates(source), augmenter)
+    refuse_other_numbers(job)
     if (output / FILE_NAME).is_file():
         _others(job)  # a clash with splits that are there already is told before the work
     return job
@@ -229,6 +232,20 @@ def _others(job: Job) -> dict[str, dict[str, Any]]:
     return others
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the lock. Disks that clusters share may have none: then it is left to chance,
+    and a split that the other one wrote over is there again after its command is run again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as e:
+            if e.errno not in NO_LOCKS:
+                raise
+        yield
+
+
 def _finish(job: Job, budget: ErrorBudget, quiet: bool) -> DatasetInfo | None:
     """Sums all accounts into dataset.json once every shard of the split is there."""
     total = _Sum()
@@ -239,9 +256,7 @@ def _finish(job: Job, budget: ErrorBudget, quiet: bool) -> DatasetInfo | None:
             print(f"{total.missing} shards are left to other workers; the last one writes {FILE_NAME}")
         return None
     budget.check(total.skipped, [entry["detail"] for entry in total.last])  # of all workers together
-    (job.directory / ACCOUNTS).mkdir(parents=True, exist_ok=True)
-    with open(job.directory / ACCOUNTS / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two splits may end at the same time
+    with _locked(job.directory / ACCOUNTS / "lock"):  # two splits may end at the same time
         splits = _others(job) | {job.split: total.to_dict() | {"build": dict(job.build)}}
         vocabulary, identities = job.tokenizers.vocabulary, job.tokenizers.identities
         info = DatasetInfo("documents", vocabulary, identities, dict(sorted(splits.items())), _settings(job))

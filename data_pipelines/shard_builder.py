@@ -25,7 +25,7 @@ from data_pipelines.augment import Augmenter
 from data_pipelines.dataset_info import Counts
 from data_pipelines.media import MediaEncoder, MediaError, codecs_of
 from data_pipelines.schema import encode_document
-from data_pipelines.shards import ShardWriter, shard_name
+from data_pipelines.shards import ShardWriter, found_shards, shard_name
 from data_pipelines.sources.base import Record, Source
 from data_pipelines.stage_clock import StageClock
 from data_pipelines.token_documents import check_tokens, require_layout
@@ -103,20 +103,45 @@ def read_account(job: Job, index: int) -> Account | None:
     path = job.account(index)
     if not path.is_file() or not job.shard(index).is_file():
         return None
+    build, account = _read(path)
+    if differing := _differing(build, job.build):
+        raise _other_build(job, differing)
+    return account
+
+
+def refuse_other_numbers(job: Job) -> None:
+    """BuildError when there are shards of this split in another number, which this build would leave.
+
+    More or fewer records, or records cut otherwise, make another number: those shards would stay beside the new ones.
+    """
+    for (_, count), path in found_shards(job.directory, job.split).items():
+        if count != job.shards:
+            account = job.directory / ACCOUNTS / f"{path.stem}.json"
+            differing = _differing(_read(account)[0], job.build) if account.is_file() else ""
+            numbers = f"there were {count} and are {job.shards}"
+            raise _other_build(job, ", ".join(filter(None, (numbers, differing))))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Account]:
+    """What a shard was made from, and its account."""
     try:
         data = json.loads(path.read_text())
         build, skipped = data["build"], [Skipped(**s) for s in data["skipped"]]
-        account = Account(data["read"], Counts.from_dict(data["counts"]), skipped)
+        return dict(build), Account(data["read"], Counts.from_dict(data["counts"]), skipped)
     except (ValueError, KeyError, TypeError) as e:
         raise BuildError(f"{path} is damaged ({e!r}); delete it, its shard is then made again") from e
-    differing = [key for key in {*build, *job.build} if build.get(key) != job.build.get(key)]
-    if differing:
-        found = ", ".join(f"{k} was {build.get(k)!r} and is {job.build.get(k)!r}" for k in sorted(differing))
-        raise BuildError(
-            f"{job.directory} has {job.split} shards of another build: {found}; use another --output, or delete "
-            f"the {job.split} shards and {job.directory / ACCOUNTS}/{job.split}-*"
-        )
-    return account
+
+
+def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
+    return ", ".join(f"{key} was {was.get(key)!r} and is {now.get(key)!r}" for key in keys)
+
+
+def _other_build(job: Job, differing: str) -> BuildError:
+    return BuildError(
+        f"{job.directory} has {job.split} shards of another build: {differing}; use another --output, or delete "
+        f"the {job.split} shards and {job.directory / ACCOUNTS}/{job.split}-*"
+    )
 
 
 def build_shard(

@@ -6,6 +6,7 @@ import collections
 import os
 import re
 import resource
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,13 +35,19 @@ def shard_name(stem: str, index: int, count: int) -> str:
     return f"{stem}-{index:05d}-of-{count:05d}.arrayrecord"
 
 
-def shard_paths(directory: str | os.PathLike, stem: str) -> list[Path]:
-    """All shards of `stem` in `directory`, in order; [] when none; SchemaError when the set is incomplete."""
+def found_shards(directory: str | os.PathLike, stem: str) -> dict[tuple[int, int], Path]:
+    """{(index, count): path} of all shards of `stem` in `directory`, be they of one run or of several."""
     found = {}
     for path in sorted(Path(directory).glob(f"{stem}-*.arrayrecord")):
         match = _NAME.fullmatch(path.name)
         if match and match["stem"] == stem:
             found[int(match["index"]), int(match["count"])] = path
+    return found
+
+
+def shard_paths(directory: str | os.PathLike, stem: str) -> list[Path]:
+    """All shards of `stem` in `directory`, in order; [] when none; SchemaError when the set is incomplete."""
+    found = found_shards(directory, stem)
     counts = {count for _, count in found}
     if len(counts) > 1:
         raise SchemaError(f"{directory}: {stem} shards of several runs (of {sorted(counts)}); delete the old ones")
@@ -56,14 +63,16 @@ class ShardWriter:
     """Writes one shard under a temporary name and renames it when closed without error.
 
     Use as a context manager; `write(record)` appends bytes. Nothing is left behind when the block raises. A
-    killed process leaves only a hidden ".tmp" file, which `remove_stale` deletes. OSError when the disk is full.
+    killed process leaves only a hidden ".tmp" file, which `remove_stale` deletes. OSError when the disk is full, and
+    when somebody deleted that file meanwhile: a second command that makes this shard takes it for a killed one's.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.records = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        # Equal process ids are usual where commands run in containers.
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
         self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), WRITER_OPTIONS)
 
     def write(self, record: bytes) -> None:
@@ -83,6 +92,11 @@ class ShardWriter:
                 with open(self._temporary, "rb") as f:
                     os.fsync(f.fileno())
                 os.replace(self._temporary, self.path)
+        except FileNotFoundError as e:
+            raise OSError(
+                f"{self.path}: its unfinished file is gone; was a second command started for the same shards? Let one "
+                "of them end, then run it again"
+            ) from e
         except RuntimeError as e:
             if kind is None:
                 raise self._unwritable(e) from e

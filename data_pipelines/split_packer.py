@@ -99,10 +99,10 @@ class SplitPacker:
         name = f"pack {self.split}" + (f", {self.options.length}" if self.part.longer_than else "")
         bar = tqdm(range(self.units), desc=name, unit="unit", disable=not show_progress)
         for unit in bar:
-            done = self.state / f"unit-{unit:05d}.json"
-            if not done.exists():
-                _write_json(done, dataclasses.asdict(self._pack_unit(unit)))
-            total = total.merge(UnitResult.from_dict(json.loads(done.read_text())))
+            if (result := self._done(unit)) is None:
+                result = self._pack_unit(unit)
+                _write_json(self._record(unit), dataclasses.asdict(result))
+            total = total.merge(result)
             bar.set_postfix(tokens=total.counts.tokens)
         if total.counts.tokens + total.dropped_tokens != self.part.tokens:
             raise SchemaError(
@@ -120,6 +120,23 @@ class SplitPacker:
                 "anew, or give another --output"
             )
         _write_json(path, self.plan)
+
+    def _record(self, unit: int) -> Path:
+        return self.state / f"unit-{unit:05d}.json"
+
+    def _shard(self, unit: int, group: str) -> Path:
+        return self.directory / shards.shard_name(group, unit, self.units)
+
+    def _done(self, unit: int) -> UnitResult | None:
+        """What a unit has done, None unless all of its shards are whole: some may be gone since the job was stopped."""
+        if not self._record(unit).exists():
+            return None
+        result = UnitResult.from_dict(json.loads(self._record(unit).read_text()))
+        try:
+            rows = {group: shards.count_records(self._shard(unit, group)) for group in self.groups}
+        except SchemaError:
+            return None
+        return result if rows == result.rows else None
 
     def _pack_unit(self, unit: int) -> UnitResult:
         start, stop = (len(self.part) * u // self.units for u in (unit, unit + 1))
@@ -181,7 +198,7 @@ class SplitPacker:
 
     def _write_rows(self, unit: int, group: str, rows: list[list[_Document]]) -> None:
         length, width = self.options.length, schema.token_bytes_for(self.vocabulary.size)
-        with shards.ShardWriter(self.directory / shards.shard_name(group, unit, self.units)) as writer:
+        with shards.ShardWriter(self._shard(unit, group)) as writer:
             for row in rows:
                 example = packing.fill_row([t for t, _ in row], [c for _, c in row], length, self.vocabulary.pad)
                 writer.write(schema.encode_packed(example, width))

@@ -1,6 +1,7 @@
 """From raw files to token shards: content, accounting, bad input, resuming after a kill, workers."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -363,6 +364,17 @@ def test_splits_share_a_directory(manifest, tmp_path):
     assert len(list(read_documents(tmp_path, "test"))) == 40
 
 
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK])
+def test_a_shared_disk_without_locks_will_do(manifest, tmp_path, monkeypatch, error):
+    def flock(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for split in ("train", "test"):
+        info = build(manifest, tmp_path, split=split)
+    assert sorted(info.splits) == ["test", "train"] == sorted(read_info(tmp_path).splits)
+
+
 def test_another_build_into_the_same_directory_is_refused(manifest, tmp_path):
     build(manifest, tmp_path)
     with pytest.raises(BuildError, match="template was 'paper' and is 'released'"):
@@ -377,6 +389,21 @@ def test_changed_input_is_refused(tmp_path):
     make_corpus(tmp_path, 9)
     with pytest.raises(BuildError, match="input_digest was .* and is"):
         build(manifest, tmp_path / "out")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_shards_in_another_number_are_not_joined_by_others(tmp_path, stopped):
+    """A corpus that has grown, or other ranges, have shards of other names, which would stand beside the old ones."""
+    build(make_corpus(tmp_path, 20), tmp_path / "out", worker_count=1 + stopped)
+    if stopped:
+        (tmp_path / "out" / ".build" / "train-00000-of-00003.json").unlink()  # killed before it was written
+    before = files(tmp_path / "out")
+    for count, per_shard, number in ((20, 10, 2), (40, 7, 6)):
+        manifest = make_corpus(tmp_path, count)
+        with pytest.raises(BuildError, match=f"train shards.*there were 3 and are {number}.*another --output"):
+            build(manifest, tmp_path / "out", records_per_shard=per_shard)
+        assert files(tmp_path / "out") == before
+    assert build(manifest, tmp_path / "out", split="test", records_per_shard=10) is not None  # a split of its own
 
 
 def test_bad_options_are_named(manifest, tmp_path):

@@ -138,6 +138,25 @@ def test_interrupted_job_resumes_to_equal_bytes(corpus, packed, tmp_path, monkey
     assert len(calls) == count, "a finished data set was packed again"
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_shard_lost_while_the_job_was_stopped_is_made_again(corpus, packed, tmp_path, monkeypatch, cut):
+    real = pack_shards.SplitPacker._write_rows
+
+    def failing(self, unit, *args):
+        if unit == 3:
+            raise KeyboardInterrupt
+        return real(self, unit, *args)
+
+    monkeypatch.setattr(pack_shards.SplitPacker, "_write_rows", failing)
+    with pytest.raises(KeyboardInterrupt):
+        pack(corpus[0], tmp_path, OPTIONS, ["train"])
+    monkeypatch.undo()
+    lost = next((tmp_path / "train").glob("image-00001-of-*"))
+    lost.write_bytes(lost.read_bytes()[:1000]) if cut else lost.unlink()
+    pack(corpus[0], tmp_path, OPTIONS)
+    assert contents(tmp_path) == contents(packed[0])
+
+
 def test_killed_process_resumes_to_equal_bytes(corpus, packed, tmp_path):
     command = [sys.executable, "-m", "data_pipelines.pack_shards", f"--input={corpus[0]}", f"--output={tmp_path}"]
     command += ["--length=512", "--unit_tokens=12000"]

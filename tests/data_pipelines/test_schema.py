@@ -156,6 +156,25 @@ def test_shards_are_atomic_deterministic_and_ordered(tmp_path):
         list(shards.read_documents(tmp_path, "test"))
 
 
+def test_two_writers_of_one_shard_never_publish_a_half(tmp_path):
+    """As in two containers, whose commands have equal process ids."""
+    path, records = tmp_path / shards.shard_name("train", 0, 1), [bytes([i]) * 5000 for i in range(50)]
+    write(tmp_path / "whole.arrayrecord", records)
+    first = shards.ShardWriter(path)
+    for record in records[:25]:
+        first.write(record)
+    second = shards.ShardWriter(path)
+    second.write(records[0])
+    for record in records[25:]:
+        first.write(record)
+    first.__exit__(None, None, None)
+    assert path.read_bytes() == (tmp_path / "whole.arrayrecord").read_bytes()
+    shards.remove_stale(tmp_path, "train")
+    with pytest.raises(OSError, match=f"{path.name}: its unfinished file is gone.*second command"):
+        second.__exit__(None, None, None)
+    assert path.read_bytes() == (tmp_path / "whole.arrayrecord").read_bytes()
+
+
 def test_damaged_files_are_named(tmp_path):
     rng = np.random.default_rng(0)
     doc = dataclasses.replace(document(2000), tokens=rng.integers(0, 2**31 - 1, 2000).astype(np.int32))

@@ -20,12 +20,13 @@ from ar_omni_jax.tokenizers.bundle import Tokenizers
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.augment import Augmenter, Change
 from data_pipelines.decode import DecodeRequest, decode
+from data_pipelines.sound import seconds_of
 from data_pipelines.stage_clock import StageClock
 
 # A window is what is decoded ahead and encoded together.
 WINDOW_DOCUMENTS = 1024
 WINDOW_BYTES = 512 << 20  # of media, encoded and decoded, about; two windows are in memory at a time
-_SECONDS_ASSUMED = 15  # of an utterance, for that estimate
+_SECONDS_ASSUMED = 15  # of an utterance, at least, for that estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +54,13 @@ class Codecs:
         """`DecodeRequest.size` of a medium."""
         return self.image_size() if modality == Modality.IMAGE else self.sample_rate()
 
-    def bytes_of(self, modality: Modality) -> int:
-        """Of one decoded medium, about."""
-        size = self.size_of(modality)
-        return 12 * size**2 if modality == Modality.IMAGE else 4 * size * _SECONDS_ASSUMED
+    def bytes_of(self, part: Part) -> int:
+        """Of one medium, about: decoded, and encoded if it is in memory. Depends on nothing but the medium."""
+        size, value = self.size_of(part.modality), part.value
+        held = len(value) if isinstance(value, bytes) else value.nbytes if isinstance(value, np.ndarray) else 0
+        if part.modality == Modality.IMAGE:
+            return held + 12 * size**2
+        return held + 4 * int(size * max(_SECONDS_ASSUMED, seconds_of(value, size)))
 
 
 def codecs_of(tokenizers: Tokenizers) -> Codecs:
@@ -130,8 +134,7 @@ class MediaEncoder:
             window.append(media)
             for medium in media:
                 self._submit(medium, decoding)
-                size += self._codecs.bytes_of(medium.part.modality)
-                size += len(medium.part.value) if isinstance(medium.part.value, bytes) else 0
+                size += self._codecs.bytes_of(medium.part)
             if len(window) >= WINDOW_DOCUMENTS or size >= WINDOW_BYTES:
                 yield window, decoding
                 window, decoding, size = [], {}, 0

@@ -6,7 +6,7 @@ import soundfile
 import speech_trees as trees
 
 from ar_omni_jax.tokenizers.speech.audio import AudioError
-from data_pipelines.sound import END_TOLERANCE, SoundSegment, read_sound
+from data_pipelines.sound import END_TOLERANCE, SoundSegment, read_sound, seconds_of
 from data_pipelines.whole_sound import check_whole
 
 RATE = 48000
@@ -25,6 +25,15 @@ def test_a_segment_is_what_decoding_the_whole_gives_there(long_sounds, suffix, b
     cut = read_sound(SoundSegment(str(long_sounds[suffix]), begin, end), RATE)
     wanted = whole[round(begin * RATE) : round(end * RATE)]
     assert cut.shape == wanted.shape and np.abs(cut - wanted).max() < 1e-4
+
+
+@pytest.mark.parametrize("suffix", sorted(trees.FORMATS))
+def test_the_length_is_known_before_decoding(long_sounds, suffix):
+    path = long_sounds[suffix]
+    for value in (str(path), path.read_bytes(), read_sound(str(path), RATE)):
+        assert seconds_of(value, RATE) == pytest.approx(12, abs=0.1)
+    assert seconds_of(SoundSegment(str(path), 1.5, 4), RATE) == 2.5
+    assert seconds_of(str(path.parent / "none"), RATE) == seconds_of(b"x" * 99_999, RATE) == 0
 
 
 def test_a_segment_is_resampled_and_may_end_a_little_late(long_sounds):

@@ -132,7 +132,7 @@ def test_batching_changes_no_code(tokenizer):
         np.testing.assert_array_equal(codes, exact)
 
 
-def test_codec_that_is_not_causal_is_batched_by_equal_length():
+def test_batching_changes_no_code_without_causality():
     config = make_config(
         causal=False,
         encoder={"n_filters": 4, "dimension": 8, "ratios": (2, 3, 4), "lstm_layers": 1},

@@ -32,9 +32,13 @@ class SpeechCodec(nnx.Module):
         """[B, T] -> encoder output [B, n, dimension]."""
         return self.encoder(wav)
 
-    def encode(self, wav: jax.Array) -> jax.Array:
-        """[B, T] -> codes int32 [B, n]."""
-        return self.codebook.nearest(self.encoder(wav))
+    def encode(self, wav: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        """[B, T] -> codes int32 [B, n].
+
+        lengths: int [B], of a codec that is not causal and T whole hops: row b is lengths[b] samples long, and its
+        first ceil(lengths[b] / hop) codes are those that it has alone.
+        """
+        return self.codebook.nearest(self.encoder(wav, lengths))
 
     def synthesize(self, features: jax.Array, row: int = 0) -> jax.Array:
         """Code vectors [B, n, dimension] -> samples [B, n * hop]; `row` picks the AdaLayerNorm row."""

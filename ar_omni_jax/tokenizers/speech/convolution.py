@@ -46,6 +46,26 @@ def pad_reflect(x: jax.Array, left: int, right: int) -> jax.Array:
     return x[:, : x.shape[1] - shortage] if shortage > 0 else x
 
 
+def pad_reflect_rows(x: jax.Array, lengths: jax.Array, left: int, right: int, stride: int) -> jax.Array:
+    """`pad_reflect` of rows [B, T, C] that end after `lengths` int [B] frames, each at its own end.
+
+    There every row gets `right` frames and what completes its last step of `stride`, by the same rule for short
+    rows. Returns [B, left + T + right, C]; what stands behind a row's padding is for no output of that row. T must
+    be a multiple of `stride` and longer than any padding.
+    """
+    batch, time, _ = x.shape
+    x = jnp.where((jnp.arange(time) < lengths[:, None])[..., None], x, 0.0)
+    padded = jnp.pad(x, ((0, 0), (left, 0), (0, 0)), mode="reflect")
+    padded = jnp.pad(padded, ((0, 0), (0, right), (0, 0)))
+    fill = -lengths % stride
+    mirror = jnp.maximum(lengths, jnp.maximum(left, right + fill) + 1) - 1  # the last frame; short rows have zeros there
+    places = lengths[:, None] + jnp.arange(right + stride - 1)  # behind the row's end
+    source = jnp.where(places > mirror[:, None], 2 * mirror[:, None] - places, places)
+    rows = jnp.arange(batch)[:, None]
+    ends = x[rows, jnp.clip(source, 0, time - 1)] * (source < lengths[:, None])[..., None]
+    return padded.at[rows, left + places].set(ends, mode="drop")
+
+
 class Conv(nnx.Module):
     """Convolution whose output has ceil(T / stride) frames.
 
@@ -71,9 +91,18 @@ class Conv(nnx.Module):
             return pad_reflect(x, total - right, right + fill)
         return jnp.pad(x, ((0, 0), (total - right, right + fill), (0, 0)))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, I] -> [B, ceil(T / stride), O]."""
-        return convolve(self._pad(x), self.kernel[...], self.stride) + self.bias[...]
+    def __call__(self, x: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        """[B, T, I] -> [B, ceil(T / stride), O].
+
+        lengths: int [B], for "reflect" with T a multiple of the stride: row b ends after lengths[b] frames, and its
+        first ceil(lengths[b] / stride) outputs are those that it has alone; the others mean nothing.
+        """
+        if lengths is None or self.kernel.shape[0] == self.stride == 1:
+            padded = self._pad(x)
+        else:
+            total = self.kernel.shape[0] - self.stride
+            padded = pad_reflect_rows(x, lengths, total - total // 2, total // 2, self.stride)
+        return convolve(padded, self.kernel[...], self.stride) + self.bias[...]
 
     def stream(self, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Causal, stride 1: `state` holds the last taps - 1 inputs [B, K - 1, I]; zeros at the start."""

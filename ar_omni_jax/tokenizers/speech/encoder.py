@@ -43,8 +43,8 @@ class ResidualBlock(nnx.Module):
         self.project = Conv(inner, channels, 1, padding=padding, rngs=rngs)
         self.shortcut = Conv(channels, channels, 1, padding=padding, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.shortcut(x) + self.project(jax.nn.elu(self.conv(jax.nn.elu(x))))
+    def __call__(self, x: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        return self.shortcut(x) + self.project(jax.nn.elu(self.conv(jax.nn.elu(x), lengths)))
 
 
 class Encoder(nnx.Module):
@@ -71,15 +71,18 @@ class Encoder(nnx.Module):
         fill = -wav.shape[1] % self.hop_length
         return jnp.pad(wav, ((0, 0), (self.hop_length - self.lookahead, fill + self.lookahead)))
 
-    def __call__(self, wav: jax.Array) -> jax.Array:
+    def __call__(self, wav: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        """lengths: int [B], samples of each row, for rows that were padded to whole hops; not of causal encoders,
+        where padding on the right changes nothing."""
         wav = self._align(wav) if self.lookahead else wav
-        x = self.first(wav[..., None])
+        x = self.first(wav[..., None], lengths)
         for residual, down in zip(self.residual, self.down, strict=True):
-            x = down(jax.nn.elu(residual(x)))
+            x = down(jax.nn.elu(residual(x, lengths)), lengths)
+            lengths = None if lengths is None else -(-lengths // down.stride)
         y = x
         for layer in self.lstm:
             y = layer(y)
-        x = self.last(jax.nn.elu(x + y if len(self.lstm) else x))
+        x = self.last(jax.nn.elu(x + y if len(self.lstm) else x), lengths)
         if self.normalize:
             x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
         return x[:, 1:] if self.lookahead else x

@@ -29,7 +29,7 @@ class SpeechTokenizer:
     def __init__(self, codec: SpeechCodec, identity: str, record: dict | None = None):
         self.codec, self.identity, self.record = codec, identity, record or {}
         graph, self._state = nnx.split(codec)
-        self._encode = jax.jit(lambda state, wav: nnx.merge(graph, state).encode(wav))
+        self._encode = jax.jit(lambda state, wav, lengths: nnx.merge(graph, state).encode(wav, lengths))
         self._decode = jax.jit(lambda state, codes: nnx.merge(graph, state).decode(codes))
         self._stream = jax.jit(lambda state, past, codes: nnx.merge(graph, state).decode_stream(past, codes))
 
@@ -62,35 +62,28 @@ class SpeechTokenizer:
             raise ValueError(f"encode: item {index} has NaN or infinite samples")
         return wav.astype(np.float32, copy=False)
 
-    def _groups(self, frames: list[int]) -> dict[int, list[int]]:
-        """Padded length in samples or, without causality, exact length -> items."""
-        groups: dict[int, list[int]] = {}
-        for index, count in enumerate(frames):
-            groups.setdefault(count, []).append(index)
-        return groups
-
     def encode_batch(self, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 [T] each -> int32 [ceil(T / hop)] each.
 
-        A causal codec encodes neighbours in length together, padded by zeros on the right; this changes no
-        code. Others are batched with equal lengths only, since padding would change their codes.
+        Neighbours in length are encoded together, padded on the right, which changes no code: a causal codec does
+        not look there, and the others' layers are told where each row ends.
         """
         wavs = [self._checked(wav, index) for index, wav in enumerate(wavs)]
         hop = self.hop_length
-        if self.codec.config.causal:
-            groups = self._groups([bucket(-(-len(wav) // hop)) * hop for wav in wavs])
-        else:
-            groups = self._groups([len(wav) for wav in wavs])
+        groups: dict[int, list[int]] = {}  # padded length in samples: items
+        for index, wav in enumerate(wavs):
+            groups.setdefault(bucket(-(-len(wav) // hop)) * hop, []).append(index)
         results: list[np.ndarray | None] = [None] * len(wavs)
         for samples, members in groups.items():
             rows = max(1, BATCH_SECONDS * self.sample_rate // samples)
             rows = rows if len(members) > rows // 8 else 1  # two programs a length: one by one, or a full batch
             for start in range(0, len(members), rows):
                 chosen = members[start : start + rows]
-                batch = np.zeros((rows, samples), np.float32)
+                batch, lengths = np.zeros((rows, samples), np.float32), np.full(rows, samples, np.int32)
                 for row, index in enumerate(chosen):
-                    batch[row, : len(wavs[index])] = wavs[index]
-                codes = np.asarray(self._encode(self._state, batch))
+                    lengths[row] = len(wavs[index])
+                    batch[row, : lengths[row]] = wavs[index]
+                codes = np.asarray(self._encode(self._state, batch, None if self.codec.config.causal else lengths))
                 for row, index in enumerate(chosen):
                     results[index] = codes[row, : -(-len(wavs[index]) // hop)].astype(np.int32)
         return results

@@ -58,7 +58,7 @@ def pad_reflect_rows(x: jax.Array, lengths: jax.Array, left: int, right: int, st
     padded = jnp.pad(x, ((0, 0), (left, 0), (0, 0)), mode="reflect")
     padded = jnp.pad(padded, ((0, 0), (0, right), (0, 0)))
     fill = -lengths % stride
-    mirror = jnp.maximum(lengths, jnp.maximum(left, right + fill) + 1) - 1  # the last frame; short rows have zeros there
+    mirror = jnp.maximum(lengths, jnp.maximum(left, right + fill) + 1) - 1  # the last frame; zeros, in short rows
     places = lengths[:, None] + jnp.arange(right + stride - 1)  # behind the row's end
     source = jnp.where(places > mirror[:, None], 2 * mirror[:, None] - places, places)
     rows = jnp.arange(batch)[:, None]

@@ -23,7 +23,7 @@ def parse_arguments(study: Study, about: str, arguments: Sequence[str] | None) -
     )
     add = parser.add_argument
     every = set(study.usual) == set(study.variants)
-    add("--run", required=True, type=Path, help="folder of launch/run_local.sh, with packed/ and toy/")
+    add("--run", type=Path, help="folder of launch/run_local.sh, with packed/ and toy/; --page_only needs none")
     add("--output", required=True, type=Path, help="folder of the runs and the page")
     usual = "all" if every else ",".join(study.usual)
     add("--variants", default=",".join(study.usual), help=f"comma-separated (default: {usual})")
@@ -33,6 +33,8 @@ def parse_arguments(study: Study, about: str, arguments: Sequence[str] | None) -
     add("--page_only", action="store_true", help="write the page of what is there")
     options, rest = parser.parse_known_args(arguments)
     wrong = [word for word in rest if not (word.startswith("--config.") and "=" in word)]
+    if options.run is None and not options.page_only:
+        parser.error("--run is needed: the folder of a finished launch/run_local.sh")
     if wrong:
         parser.error(f"unexpected argument {wrong[0]!r}; settings of the trainings are given as --config.key=value")
     return options, rest
@@ -40,7 +42,7 @@ def parse_arguments(study: Study, about: str, arguments: Sequence[str] | None) -
 
 def page_command(study: Study, options: argparse.Namespace) -> list[str]:
     """Writes the page in a process of its own: what describes the machine takes hold of an accelerator."""
-    own = ["--run", str(options.run), "--output", str(options.output), "--page_only"]
+    own = ["--output", str(options.output), "--page_only"]
     return [sys.executable, "-m", study.module, *own]
 
 

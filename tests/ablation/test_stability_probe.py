@@ -122,8 +122,18 @@ def test_the_command_names_its_arms_and_refuses_others(tmp_path, monkeypatch, ca
     words = [f"--run={tmp_path}", f"--output={tmp_path / 'out'}", "--variants=full"]
     assert command.run_command(STABILITY, "about", stability_page.write_page, words) == 1
     assert "unknown variants full" in capsys.readouterr().err
-    options = SimpleNamespace(run=tmp_path, output=tmp_path / "out")
-    assert command.page_command(STABILITY, options)[1:3] == ["-m", "ar_omni_jax.ablation.stability"]
+    with pytest.raises(SystemExit):
+        command.run_command(STABILITY, "about", stability_page.write_page, [f"--output={tmp_path / 'out'}"])
+    assert "--run is needed" in capsys.readouterr().err
+
+
+def test_the_page_alone_needs_no_data(tmp_path, monkeypatch, capsys):
+    """The words that a finished run starts its page with are understood; the main job's folder may be gone."""
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    words = command.page_command(STABILITY, SimpleNamespace(output=tmp_path / "out"))
+    assert words[1:3] == ["-m", "ar_omni_jax.ablation.stability"]
+    assert command.run_command(STABILITY, "about", lambda output: output / "index.html", words[3:]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "index.html")
 
 
 @pytest.mark.slow

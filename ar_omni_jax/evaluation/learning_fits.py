@@ -1,9 +1,8 @@
-"""A law through few points of a learning curve, and where it meets a goal.
+"""Laws through few points of a learning curve, and where they meet a goal.
 
-The share that is right, p, grows from 0 to the most that can be, and logit(p) = a + b log(tokens) is the
-simplest law that keeps within these ends. Near its upper end it says that the share wrong falls as a power of the
-tokens, so that it agrees with a power law of the error there, and needs no other law for word error rates: of these
-it takes 1 - WER, as a share of the ceiling's where there is one, and 0 where more words are wrong than there are.
+Two laws of the share that is right, p. "logit": logit(p) = a + b log(tokens), which stays between nothing and all.
+"power": the share wrong is A tokens^-b, the usual law of losses. Near the upper end they agree, between the points
+hardly anything tells them apart, and farther out they say different things: what they say together is what is known.
 
 Ranges are 95 % of draws. A score is drawn from the Beta distribution with the mean and, nearly, the width of its
 bootstrap interval; an interval of no width (nothing wrong) counts its documents. To that comes the spread of seeds
@@ -19,6 +18,11 @@ from collections.abc import Sequence
 import numpy as np
 
 DRAWS = 2000
+_LAWS = {  # law: (share -> what is linear in log(tokens), the way back)
+    "logit": (lambda p: np.log(p / (1 - p)), lambda y: 1 / (1 + np.exp(-y))),
+    "power": (lambda p: -np.log(1 - p), lambda y: np.clip(1 - np.exp(-y), 0, 1)),
+}
+LAWS = tuple(_LAWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,27 +41,27 @@ class Share:
         return variance / self.error**2 if self.error > 0 and variance > 0 else float(self.documents)
 
     @property
-    def logit(self) -> float:
-        """Of the share, with half a trial added to both sides: finite at 0 and 1."""
-        right = self.value * self.trials
-        return float(np.log((right + 0.5) / (self.trials - right + 0.5)))
+    def smoothed(self) -> float:
+        """The share with half a trial added to both sides: neither 0 nor 1."""
+        return (self.value * self.trials + 0.5) / (self.trials + 1)
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Logits [count]."""
+        """Shares [count] that it may be."""
         right = self.value * self.trials
-        share = np.clip(rng.beta(right + 0.5, self.trials - right + 0.5, count), 1e-9, 1 - 1e-9)
-        return np.log(share / (1 - share))
+        return np.clip(rng.beta(right + 0.5, self.trials - right + 0.5, count), 1e-9, 1 - 1e-9)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreFit:
-    """logit(share) = level + slope * log(tokens / largest); draws of both [DRAWS].
+    """law(share) = level + slope * log(tokens / largest); draws of both [DRAWS].
 
     Attributes:
+      law: of LAWS.
       misfit: sqrt(chi2 / freedom) of the sizes' means about the line; None for two sizes, which cannot tell.
-      seed_spread: standard deviation of logits between runs of one size; None where no size has two.
+      seed_spread: standard deviation of law(share) between runs of one size; None where no size has two.
     """
 
+    law: str
     largest: float
     level: float
     slope: float
@@ -70,12 +74,12 @@ class ScoreFit:
         """[..., 3]: the law's share at `tokens`, and its 95 % range."""
         x = np.log(np.asarray(tokens) / self.largest)[..., None]
         drawn = np.quantile(self.levels + x * self.slopes, (0.025, 0.975), axis=-1)
-        logits = np.concatenate([self.level + x * self.slope, np.moveaxis(drawn, 0, -1)], axis=-1)
-        return 1 / (1 + np.exp(-logits))
+        lines = np.concatenate([self.level + x * self.slope, np.moveaxis(drawn, 0, -1)], axis=-1)
+        return _LAWS[self.law][1](lines)
 
     def reach(self, share: float, within: float) -> tuple[float, float, float]:
         """Tokens at which the law comes to `share` and the 95 % range; inf: not within `within` times the largest."""
-        target = np.log(share / (1 - share))
+        target = float(_LAWS[self.law][0](share))
         point = _crossings(np.array([self.level]), np.array([self.slope]), target, within)[0]
         drawn = np.sort(_crossings(self.levels, self.slopes, target, within))
         low, high = drawn[int(0.025 * len(drawn))], drawn[int(np.ceil(0.975 * len(drawn))) - 1]
@@ -89,23 +93,24 @@ def _crossings(levels: np.ndarray, slopes: np.ndarray, target: float, within: fl
     return np.where(x > np.log(within), np.inf, np.maximum(x, -np.log(1e6)))
 
 
-def fit_scores(shares: Sequence[Share], seed: int = 0) -> ScoreFit:
-    """The line through logits, weighted by what is known of each. ValueError for fewer than two sizes."""
+def fit_scores(shares: Sequence[Share], law: str = "logit", seed: int = 0) -> ScoreFit:
+    """The law's line, weighted by what is known of each share. ValueError for fewer than two sizes."""
     tokens = np.array([s.tokens for s in shares], float)
     if len(set(tokens)) < 2:
         raise ValueError("a law needs two sizes")
     rng = np.random.default_rng(seed)
-    largest, logits = tokens.max(), np.array([s.logit for s in shares])
+    straight = _LAWS[law][0]
+    largest, values = tokens.max(), straight(np.array([s.smoothed for s in shares]))
     x = np.log(tokens / largest)
-    spread = seed_spread(tokens, logits)
-    drawn = np.stack([s.draw(rng, DRAWS) for s in shares], axis=1)
+    spread = seed_spread(tokens, values)
+    drawn = straight(np.stack([s.draw(rng, DRAWS) for s in shares], axis=1))
     drawn += (spread or 0.0) * rng.standard_normal(drawn.shape)
     errors = drawn.std(0)
-    level, slope = _line(x, logits[None], errors)
-    misfit = _misfit(tokens, logits - (level + slope * x), errors)
-    drawn = logits + max(misfit or 1.0, 1.0) * (drawn - logits)
+    level, slope = _line(x, values[None], errors)
+    misfit = _misfit(tokens, values - (level + slope * x), errors)
+    drawn = values + max(misfit or 1.0, 1.0) * (drawn - values)
     levels, slopes = _line(x, drawn, errors)
-    return ScoreFit(float(largest), float(level[0]), float(slope[0]), levels, slopes, misfit, spread)
+    return ScoreFit(law, float(largest), float(level[0]), float(slope[0]), levels, slopes, misfit, spread)
 
 
 def _line(x: np.ndarray, y: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

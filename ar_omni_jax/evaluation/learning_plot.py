@@ -17,7 +17,7 @@ TITLES = {
     "asr": "ASR word error, %",
     "tts": "TTS word error, %",
 }
-_STYLES = {"all sizes": ("#1b6ca8", "-"), "two largest sizes": ("#c2571a", "--")}
+_COLORS = {"logit": "#1b6ca8", "power": "#c2571a"}
 
 
 def plot_curves(curves: Sequence[Curve], path: Path, within: float) -> None:
@@ -30,7 +30,7 @@ def plot_curves(curves: Sequence[Curve], path: Path, within: float) -> None:
     figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3.6), constrained_layout=True, squeeze=False)
     for axis, curve in zip(axes[0], curves, strict=True):
         _panel(axis, curve, min(within, 30))
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 0].legend(fontsize=7)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -44,10 +44,10 @@ def _panel(axis, curve: Curve, within: float) -> None:
     axis.errorbar(tokens / 1e6, scores, yerr=spans, fmt="o", color="black", ms=4, capsize=2, label="runs, 95 %")
     reach = np.geomspace(tokens.min(), tokens.max() * within, 100)
     for name, fit in curve.fits.items():
-        color, style = _STYLES[name]
+        color, style = _COLORS[fit.law], "-" if name.endswith("all sizes") else "--"
         drawn = curve.score_of(fit.share(reach))
         axis.plot(reach / 1e6, drawn[:, 0], style, color=color, lw=1.2, label=name)
-        if name == "all sizes":
-            axis.fill_between(reach / 1e6, drawn[:, 1], drawn[:, 2], color=color, alpha=0.15, lw=0)
+        if style == "-":
+            axis.fill_between(reach / 1e6, drawn[:, 1], drawn[:, 2], color=color, alpha=0.12, lw=0)
     axis.axhline(curve.goal, color="#2e7d4f", lw=1, ls=":", label="goal")
     axis.set(xscale="log", ylim=(0, max(101.0, scores.max() + 5)), xlabel="M tokens", title=TITLES[curve.task])

@@ -12,7 +12,7 @@ from ar_omni_jax.evaluation import learning_curve
 from ar_omni_jax.evaluation.results import TaskResult
 from ar_omni_jax.evaluation.systems import NAMES, TRAINED
 
-SCORES = {300: (40.0, 90.0), 900: (70.0, 60.0), 2700: (90.0, 20.0)}  # steps: caption, tts
+SCORES = {300: (40.0, 72.0), 900: (70.0, 42.0), 2700: (90.0, 22.0)}  # steps: caption, tts
 
 
 def result(task, score, metric, count=64):
@@ -67,13 +67,17 @@ def test_points_laws_and_verdicts(runs, tmp_path, capsys):
         p = (100 - wer) / 99
         return np.log(p / (1 - p))
 
-    slope = (logit(20) - logit(60)) / np.log(3)
-    expected = 2700 * 1024 * np.exp((logit(16) - logit(20)) / slope)
-    assert tts["fits"]["two largest sizes"]["tokens_to_goal"] == pytest.approx(expected, rel=0.03)
-    assert tts["fits"]["all sizes"]["tokens_to_goal_low"] < expected < tts["fits"]["all sizes"]["tokens_to_goal_high"]
+    slope = (logit(22) - logit(42)) / np.log(3)
+    expected = 2700 * 1024 * np.exp((logit(16) - logit(22)) / slope)
+    assert tts["fits"]["logit law, two largest"]["tokens_to_goal"] == pytest.approx(expected, rel=0.03)
+    every = tts["fits"]["logit law, all sizes"]
+    assert every["tokens_to_goal_low"] < expected < every["tokens_to_goal_high"]
+    wrong = [1 - (100 - wer) / 99 for wer in (42, 22, 16)]
+    expected = 2700 * 1024 * (wrong[1] / wrong[2]) ** (np.log(3) / np.log(wrong[0] / wrong[1]))
+    assert tts["fits"]["power law, two largest"]["tokens_to_goal"] == pytest.approx(expected, rel=0.03)
     assert "not reached; expected at" in tts["verdict"]
     page = (tmp_path / "out" / "learning_curve.md").read_text()
-    assert page in said.out and "| 900 | 0.92 | 70.0 [66.0, 74.0] | 60.0 [56.0, 64.0] | 0.500 |" in page
+    assert page in said.out and "| 900 | 0.92 | 70.0 [66.0, 74.0] | 42.0 [38.0, 46.0] | 0.500 |" in page
     assert Image.open(tmp_path / "out" / "learning_curve.png").size[0] > 500
 
 
@@ -82,7 +86,7 @@ def test_a_curve_that_bends_is_said_to_be_open(tmp_path, capsys):
     folders = [write_run(tmp_path / str(s), s, 50.0, wer) for s, wer in scores.items()]
     assert run_command(capsys, tmp_path / "out", *folders)[0] == 0
     found = json.loads((tmp_path / "out" / "learning_curve.json").read_text())["tasks"]["tts"]
-    assert "open" in found["verdict"] and found["fits"]["two largest sizes"]["tokens_to_goal"] is None
+    assert "open" in found["verdict"] and found["fits"]["logit law, two largest"]["tokens_to_goal"] is None
 
 
 def test_differing_settings_are_told(runs, tmp_path, capsys):

@@ -21,12 +21,13 @@ from ar_omni_jax.decoding.request import Plan
 from ar_omni_jax.decoding.rows import Settings, empty_rows, programs
 from ar_omni_jax.machine import cores
 from ar_omni_jax.model.config import TransformerConfig
-from ar_omni_jax.model.decode_weights import DecodeWeights
+from ar_omni_jax.model.decode_weights import DecodeWeights, tile_weights
 
 SMALLEST_BUCKET = 16
 ROWS_OF_A_LANE = 4  # at least: a row with both branches of its guidance fits, and weights are read for several rows
 ROOM_STEP, SMALLEST_ROOM = 32, 64  # slots of a lane's rows
 CACHED_BYTES = 32 << 20  # of weights: above, lanes would take turns at the memory
+ROWS_OF_TILES = 8  # of a lane: from here on a product takes as long as the copying of its matrix that tiles save
 
 
 @dataclasses.dataclass
@@ -64,6 +65,7 @@ class Lane:
     """`rows` rows with room for `capacity` tokens each.
 
     Args:
+      tiled: the weights that tokens are made with; prompts, which have many rows, are read with `weights`.
       alone: on a thread of its own, with programs of one thread (CPU without a mesh only). Its rows then have only
         as much room as they need by now: a step reads all of it, needed or not. The results' bits do not depend on
         the room, a multiple of ROOM_STEP, in programs of one thread (elsewhere they do).
@@ -74,6 +76,7 @@ class Lane:
     def __init__(
         self,
         weights: DecodeWeights,
+        tiled: DecodeWeights,
         config: TransformerConfig,
         class_of: np.ndarray,
         *,
@@ -84,7 +87,7 @@ class Lane:
         alone: bool,
     ):
         self.rows, self.capacity, self.chunk = rows, capacity, chunk
-        self._weights, self._config = weights, config
+        self._weights, self._tiled, self._config = weights, tiled, config
         self._room = _room(0, capacity) if alone else capacity
         self._state, shardings = place_rows(empty_rows(config, class_of, rows, self._room), mesh)
         self._read_prompt, self._make_tokens, self._clear_row, self._resize = programs(shardings, single_thread=alone)
@@ -154,7 +157,7 @@ class Lane:
             prompt.result()
         self._have_room(room)
         self._state, *results = self._make_tokens(
-            self._weights, self._state, *call, config=self._config, width=self.chunk
+            self._tiled, self._state, *call, config=self._config, width=self.chunk
         )
         return results
 
@@ -200,7 +203,8 @@ def make_lanes(weights: DecodeWeights, config, class_of, *, rows: int, mesh: Mes
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
         count = lane_count(rows, size, cores())
     options = {"rows": rows // count, "mesh": mesh, "alone": count > 1, **room}
-    return [Lane(weights, config, class_of, **options) for _ in range(count)]
+    tiled = tile_weights(weights) if count > 1 and rows // count < ROWS_OF_TILES else weights
+    return [Lane(weights, tiled, config, class_of, **options) for _ in range(count)]
 
 
 def lane_count(rows: int, weight_bytes: int, cores: int) -> int:

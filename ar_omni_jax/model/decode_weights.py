@@ -18,6 +18,7 @@ from flax import nnx
 
 from ar_omni_jax.model.config import ConfigError, TransformerConfig
 from ar_omni_jax.model.quantized import Int8Matrix, Matrix, quantize
+from ar_omni_jax.model.tiled import tile
 from ar_omni_jax.model.transformer import Transformer, abstract_transformer
 
 Columns = tuple[Matrix, ...]  # matrices with one input, whose outputs stand side by side
@@ -113,6 +114,23 @@ def make_decode_weights(
     config = decode_config(model.config, weights)
     graph, params = nnx.split(model)
     return _convert(graph, params, config=config, int8=weights == "int8", joined=not sharded), config
+
+
+@jax.jit
+def tile_weights(weights: DecodeWeights) -> DecodeWeights:
+    """The same weights with every float32 matrix of the products in tiles (`model/tiled.py`); others are left whole."""
+
+    def cut(matrix: Matrix) -> Matrix:
+        whole = isinstance(matrix, Int8Matrix) or matrix.dtype != jnp.float32
+        return matrix if whole else tile(matrix)
+
+    def layer(w: LayerWeights) -> LayerWeights:
+        return dataclasses.replace(
+            w, qkv=tuple(map(cut, w.qkv)), out=cut(w.out), gate_up=tuple(map(cut, w.gate_up)), down=cut(w.down)
+        )
+
+    output = None if weights.output is None else cut(weights.output)
+    return dataclasses.replace(weights, layers=tuple(map(layer, weights.layers)), output=output)
 
 
 def abstract_decode_weights(

@@ -8,7 +8,7 @@ from flax import nnx
 from ar_omni_jax.decoding.grammar import class_table
 from ar_omni_jax.decoding.rows import empty_rows, empty_settings, programs
 from ar_omni_jax.model.config import TransformerConfig
-from ar_omni_jax.model.decode_weights import make_decode_weights
+from ar_omni_jax.model.decode_weights import make_decode_weights, tile_weights
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.vocabulary import compact_vocabulary
 from tests.decoding.hlo import written_arrays
@@ -32,13 +32,16 @@ KEYS_BYTES = 4 * int(np.prod(CACHE_SHAPE))
 IN_PLACE = ("dynamic-update-slice", "scatter", "while", "conditional")
 
 
-@pytest.fixture(scope="module", params=["float32", "int8"])
+@pytest.fixture(scope="module", params=["float32", "int8", "tiled"])
 def chunk(request):
     """(weight type, compiled loop, its rows)."""
-    made, config = make_decode_weights(Transformer(CONFIG, rngs=nnx.Rngs(0)), request.param)
+    tiled = request.param == "tiled"  # as a lane of a few rows has them
+    made, config = make_decode_weights(Transformer(CONFIG, rngs=nnx.Rngs(0)), "float32" if tiled else request.param)
+    made = tile_weights(made) if tiled else made
     rows = empty_rows(config, class_table(VOCABULARY), ROWS, CONFIG.max_length)
     given = (made, rows, np.ones(ROWS, bool), np.int32(4), np.bool_(False))
-    return request.param, programs()[1].lower(*given, config=config, width=8).compile(), rows
+    loop = programs(single_thread=tiled)[1]
+    return request.param, loop.lower(*given, config=config, width=8).compile(), rows
 
 
 def test_the_cache_is_updated_in_place(chunk):

@@ -28,6 +28,7 @@ def parse_arguments(study: Study, about: str, arguments: Sequence[str] | None) -
     usual = "all" if every else ",".join(study.usual)
     add("--variants", default=",".join(study.usual), help=f"comma-separated (default: {usual})")
     add("--seeds", type=int, default=3, help="runs of each variant")
+    add("--jobs", type=int, default=1, help="runs side by side, each on an even share of the cores (CPUs only)")
     if study.judged:
         add("--limit", type=int, default=64, help="held-out documents a task")
     add("--page_only", action="store_true", help="write the page of what is there")
@@ -65,7 +66,7 @@ def run_command(
             study=study,
             **({"limit": options.limit} if study.judged else {}),
         )
-        run_all(plan, options.output, page_command(study, options))
+        run_all(plan, options.output, page_command(study, options), options.jobs)
     except (AblationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Runs of a study one after the other: train, evaluate, go on where an interrupted job stopped.
+"""Runs of a study, one after the other or several side by side: train, evaluate, go on where it was interrupted.
 
 Each run is the commands that a person would give, in processes of their own: OUTPUT/runs/VARIANT/seed-N is the
 workdir of the training, with `evaluation/` in it where the study judges its runs.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ar_omni_jax.ablation.jobs import JobError, Jobs
 from ar_omni_jax.ablation.study import ABLATION, Study
 from ar_omni_jax.files import only_writer, replace_file
 
@@ -88,28 +88,43 @@ def finished(output: Path, variant: str, seed: int) -> bool:
     return any((workdir(output, variant, seed) / mark).is_file() for mark in (JUDGED, TRAINED))
 
 
-def run_all(plan: Plan, output: Path, after_each: Sequence[str] = ()) -> None:
-    """Does what is left of `plan`; after_each: a command that runs after every run, and once when nothing is left.
+def run_all(plan: Plan, output: Path, after_each: Sequence[str] = (), jobs: int = 1) -> None:
+    """Does what is left of `plan`.
 
+    Args:
+      after_each: a command that runs after every run, and once when nothing is left.
+      jobs: runs side by side, each on an even share of the cores.
     Raises AblationError when another study stands in `output` or a command fails, KeyboardInterrupt when it was
-    interrupted: the training saves first, and the same call goes on.
+    interrupted: the trainings save first, and the same call goes on.
     """
     output.mkdir(parents=True, exist_ok=True)
     with only_writer(output):
         _claim(plan, output)
         todo = [run for run in plan.runs() if not finished(output, *run)]
-        started = time.monotonic()
-        for number, (variant, seed) in enumerate(todo):
-            left = (time.monotonic() - started) / number * (len(todo) - number) if number else 0
-            eta = f", about {left / 60:.0f} minutes left" if number else ""
+        started, done, page = time.monotonic(), 0, threading.Lock()
+
+        def one(run: tuple[int, tuple[str, int]], call) -> None:
+            nonlocal done
+            number, (variant, seed) = run
+            left = (time.monotonic() - started) / done * (len(todo) - done) if done else 0
+            eta = f", about {left / 60:.0f} minutes left" if done else ""
             print(f"==> run {number + 1} of {len(todo)}: {variant}, seed {seed}{eta}", flush=True)
             for command in commands(plan, output, variant, seed):
-                _call(command)
+                call(command)
             if not plan.study.judged:
                 replace_file(workdir(output, variant, seed) / TRAINED, b"{}\n")
-            _call(after_each)
-        if not todo:
-            _call(after_each)
+            done += 1
+            if after_each:
+                with page:
+                    call(after_each)
+
+        try:
+            crew = Jobs(jobs)
+            crew.run_all(list(enumerate(todo)), one)
+            if not todo and after_each:
+                crew.run_all([None], lambda _, call: call(after_each))
+        except JobError as error:
+            raise AblationError(str(error)) from error
 
 
 def commands(plan: Plan, output: Path, variant: str, seed: int) -> list[list[str]]:
@@ -132,22 +147,3 @@ def _claim(plan: Plan, output: Path) -> None:
             was = "; ".join(f"{name} was {theirs.get(name)}, is {ours[name]}" for name in changed)
             raise AblationError(f"{path}: runs of another kind stand there ({was}); give another --output")
     replace_file(path, (json.dumps(ours, indent=1) + "\n").encode())
-
-
-def _call(command: Sequence[str]) -> None:
-    """Runs a command, if any, to its end. An interruption is the command's as well; it saves, and is waited for."""
-    if not command:
-        return
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        raise
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    if code:
-        raise AblationError(f"exit code {code} of\n  {' '.join(command)}\nIts last lines say why; mend it, run again")

@@ -47,18 +47,26 @@ class Jobs:
             for done in concurrent.futures.as_completed([pool.submit(self._one, piece, work) for piece in pieces]):
                 done.result()
         except BaseException:
-            with self._lock:
-                self._stopping = True
-                for process in self._running:
-                    process.send_signal(signal.SIGINT)
+            self._stop()
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def _stop(self) -> None:
+        with self._lock:
+            if not self._stopping:
+                self._stopping = True
+                for process in self._running:
+                    process.send_signal(signal.SIGINT)
+
     def _one(self, piece, work: Callable[..., None]) -> None:
         share = self._shares.get()
         try:
-            work(piece, lambda command: self._call(command, share))
+            if not self._stopping:
+                work(piece, lambda command: self._call(command, share))
+        except BaseException:
+            self._stop()  # before this thread takes the next piece
+            raise
         finally:
             self._shares.put(share)
 

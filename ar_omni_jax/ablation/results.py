@@ -33,8 +33,8 @@ def read_runs(output: Path, study: Study) -> dict[str, list[Run]]:
     """Finished runs by variant, in the study's order, seeds ascending. AblationError for none or a damaged one."""
     found: dict[str, list[Run]] = {}
     for variant in study.variants:
-        folders = (output / "runs" / variant).glob("seed-*")
-        for seed in sorted(int(folder.name.removeprefix("seed-")) for folder in folders):
+        names = (folder.name.removeprefix("seed-") for folder in (output / "runs" / variant).glob("seed-*"))
+        for seed in sorted(int(name) for name in names if name.isdecimal()):  # seed-0.old is somebody's own
             if finished(output, variant, seed):
                 found.setdefault(variant, []).append(_read(workdir(output, variant, seed), seed, study))
     if not found:

@@ -147,6 +147,7 @@ def test_the_page_has_every_variant_and_leaves_out_what_was_not_measured(tmp_pat
         "perceptual.png",
     ]
     write_run(tmp_path, "plain", 0, 0.5)
+    (tmp_path / "runs" / "plain" / "seed-0.log").touch()  # somebody's own, no run
     page.write_page(tmp_path)
     assert (tmp_path / "page" / "figure-3.png").is_file()
     assert "nothing jumped" in (tmp_path / "index.html").read_text()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ar_omni_jax.ablation import curves, examples
+from ar_omni_jax.ablation.intervals import decided
 from ar_omni_jax.ablation.results import Run, read_runs
 from ar_omni_jax.ablation.runner import PLAN_FILE
 from ar_omni_jax.ablation.study import ABLATION
@@ -47,6 +48,7 @@ def write_page(output: Path) -> Path:
         higher=[task for task, (_, _, higher) in MEASURES.items() if higher],
         paper_measures=PAPER_MEASURES,
         modalities=MODALITIES,
+        decided=decided,
         plots=plots,
         samples={name: examples.collect(output, name, rows[0].seed, assets) for name, rows in runs.items()},
     )

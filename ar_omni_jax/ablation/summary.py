@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ar_omni_jax.ablation.intervals import score
+from ar_omni_jax.ablation.intervals import over_seeds, score
 from ar_omni_jax.ablation.results import Run
 from ar_omni_jax.ablation.spikes import last_held_out, stability
 from ar_omni_jax.ablation.variants import VARIANTS
@@ -26,6 +26,7 @@ def _summary(name: str, runs: list[Run], base: list[Run]) -> dict:
         "seeds": [run.seed for run in runs],
         "scores": {task: score(runs, task) for task in tasks},
         "differences": {},
+        "loss_differences": {},
         "losses": {name: last_losses(runs, key) for name, key in LOSSES.items()},
         "stability": stability(runs),
     }
@@ -33,7 +34,19 @@ def _summary(name: str, runs: list[Run], base: list[Run]) -> dict:
     if name != "full" and ours:
         shared = [task for task in tasks if all(task in run.top for run in theirs)]
         out["differences"] = {task: score(ours, task, theirs) for task in shared}
+        out["loss_differences"] = _loss_differences(ours, theirs)
     return out
+
+
+def _loss_differences(ours: list[Run], theirs: list[Run]) -> dict[str, dict]:
+    """Modality -> `over_seeds` of how far the last held-out losses of one list lie above the other's, in nats a token.
+    The perceptual loss is left out: at another depth it is another quantity."""
+    pairs = {name: (last_losses(ours, LOSSES[name]), last_losses(theirs, LOSSES[name])) for name in MODALITIES}
+    return {
+        name: over_seeds([a - b for a, b in zip(*pair, strict=True)])
+        for name, pair in pairs.items()
+        if all(len(losses) == len(ours) for losses in pair)
+    }
 
 
 def same_seeds(runs: list[Run], others: list[Run]) -> tuple[list[Run], list[Run]]:

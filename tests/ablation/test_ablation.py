@@ -136,6 +136,10 @@ def test_the_page_has_every_variant_and_leaves_out_what_was_not_measured(tmp_pat
     made = page.write_page(tmp_path)
     text, record = made.read_text(), json.loads((tmp_path / "ablation.json").read_text())
     assert record["variants"]["no_swin"]["differences"]["t2i"]["mean"] == -25
+    # Held-out losses of both variants are 1.25 and 2.25, so that they differ by nothing.
+    losses = record["variants"]["no_swin"]["loss_differences"]
+    assert losses["text"] == {"mean": 0, "low": 0, "high": 0, "seeds": [0, 0]}
+    assert "image" not in losses and "+0.000" in text
     for words in ("75.0", "-25.0", "1.750", "a &lt;red&gt; circle 0", "page/no_swin-0.png", "--config.train.steps=2"):
         assert words in text
     assert {(v["task"], v["says"]) for v in record["verdicts"]} == {("t2i", "agrees"), ("caption", "disagrees")}

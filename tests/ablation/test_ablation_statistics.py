@@ -63,6 +63,17 @@ def test_differences_are_of_the_seeds_that_both_have():
     assert table["full"]["losses"]["text"] == [0.5, 1.5]
 
 
+def test_held_out_losses_differ_by_pairs_of_seeds():
+    full = [made_run(seed, held_out=(3.0, value)) for seed, value in enumerate((1.0, 2.0, 3.0))]
+    plain = [made_run(seed, held_out=(3.0, value)) for seed, value in enumerate((1.49, 2.5, 3.51))]
+    found = summary.summarize({"full": full, "plain": plain[:2] + [made_run(7, held_out=(9.0,))]})
+    text = found["plain"]["loss_differences"]["text"]
+    assert text["seeds"] == pytest.approx([0.49, 0.5]) and not found["full"]["loss_differences"]
+    text = summary.summarize({"full": full, "plain": plain})["plain"]["loss_differences"]["text"]
+    assert text["mean"] == pytest.approx(0.5) and intervals.decided(text)  # though seeds differ by 1 among themselves
+    assert set(found["plain"]["loss_differences"]) == {"text"}  # nothing else was measured
+
+
 def test_spikes_are_counted_against_the_median_before_them():
     quiet, loud = [1.0] * 60, [9.0] * 5 + [1.0] * 55
     loud[40], loud[50] = 3.5, 2.9

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ar_omni_jax.ablation.keep import keep
 from ar_omni_jax.ablation.runner import AblationError, Plan, run_all
 from ar_omni_jax.ablation.study import Study
 
@@ -32,9 +33,12 @@ def parse_arguments(study: Study, about: str, arguments: Sequence[str] | None) -
     if study.judged:
         add("--limit", type=int, default=64, help="held-out documents a task")
     add("--page_only", action="store_true", help="write the page of what is there")
+    if study.judged:
+        add("--keep", type=Path, metavar="DIR", help="copy what the page stands on there, without checkpoints")
     options, rest = parser.parse_known_args(arguments)
     wrong = [word for word in rest if not (word.startswith("--config.") and "=" in word)]
-    if options.run is None and not options.page_only:
+    options.keep = getattr(options, "keep", None)
+    if options.run is None and not options.page_only and not options.keep:
         parser.error("--run is needed: the folder of a finished launch/run_local.sh")
     if wrong:
         parser.error(f"unexpected argument {wrong[0]!r}; settings of the trainings are given as --config.key=value")
@@ -54,6 +58,9 @@ def run_command(
     options, settings = parse_arguments(study, about, arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if options.keep:
+            print(f"kept {keep(options.output, study, options.keep)} runs in {options.keep}")
+            return 0
         if options.page_only:
             print(write_page(options.output))
             return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ar_omni_jax.ablation.runner import JUDGED, AblationError, finished, workdir
+from ar_omni_jax.ablation.runner import JUDGED, AblationError, finished_runs, workdir
 from ar_omni_jax.ablation.study import Study
 from ar_omni_jax.evaluation.report import ReportError, read_json, read_metrics
 
@@ -32,11 +32,8 @@ class Run:
 def read_runs(output: Path, study: Study) -> dict[str, list[Run]]:
     """Finished runs by variant, in the study's order, seeds ascending. AblationError for none or a damaged one."""
     found: dict[str, list[Run]] = {}
-    for variant in study.variants:
-        names = (folder.name.removeprefix("seed-") for folder in (output / "runs" / variant).glob("seed-*"))
-        for seed in sorted(int(name) for name in names if name.isdecimal()):  # seed-0.old is somebody's own
-            if finished(output, variant, seed):
-                found.setdefault(variant, []).append(_read(workdir(output, variant, seed), seed, study))
+    for variant, seed in finished_runs(output, study):
+        found.setdefault(variant, []).append(_read(workdir(output, variant, seed), seed, study))
     if not found:
         raise AblationError(f"{output}: no finished run; python -m {study.module} makes them")
     return found

@@ -7,6 +7,7 @@ workdir of the training, with `evaluation/` in it where the study judges its run
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
 import threading
@@ -58,18 +59,20 @@ class Plan:
             raise AblationError("name each variant once")
         if self.seeds < 1 or self.limit < 2:
             raise AblationError(f"seeds={self.seeds}, limit={self.limit}: at least 1 and 2")
-        needed = [(self.packed, "pack_shards"), (self.manifest, "toyworld")]
-        for path, how in needed if self.study.judged else needed[:1]:
+        packing = "pack_shards"
+        needed = [(self.packed, packing), (self.packed / "dataset.json", packing), (self.manifest, "toyworld")]
+        for path, how in needed if self.study.judged else needed[:2]:
             if not path.exists():
                 raise AblationError(f"{path} does not exist; launch/run_local.sh or data_pipelines.{how} makes it")
 
     def comparable(self) -> dict:
-        """What must not change between runs that are compared. More variants or seeds may come later."""
-        trained = {"packed": str(self.packed.resolve()), "settings": list(self.settings)}
+        """What must not change between runs that are compared. More variants or seeds may come later, and data may
+        be moved or made again: they are known by what they hold."""
+        trained = {"packed": _digest(self.packed / "dataset.json"), "settings": list(self.settings)}
         if not self.study.judged:
             return {"study": self.study.name} | trained
         judged = {"limit": self.limit, "decoding": list(self.decoding)}
-        return {"manifest": str(self.manifest.resolve())} | trained | judged
+        return {"manifest": _digest(self.manifest)} | trained | judged
 
     def runs(self) -> Iterator[tuple[str, int]]:
         """(variant, seed), all variants of a seed before the next seed: a page of one seed is there early."""
@@ -86,6 +89,16 @@ def workdir(output: Path, variant: str, seed: int) -> Path:
 def finished(output: Path, variant: str, seed: int) -> bool:
     """Whether everything was done with the run."""
     return any((workdir(output, variant, seed) / mark).is_file() for mark in (JUDGED, TRAINED))
+
+
+def finished_runs(output: Path, study: Study) -> list[tuple[str, int]]:
+    """(variant, seed) of all that is finished, in the study's order, seeds ascending."""
+    runs = []
+    for variant in study.variants:
+        names = (folder.name.removeprefix("seed-") for folder in (output / "runs" / variant).glob("seed-*"))
+        seeds = sorted(int(name) for name in names if name.isdecimal())  # seed-0.old is somebody's own
+        runs += [(variant, seed) for seed in seeds if finished(output, variant, seed)]
+    return runs
 
 
 def run_all(plan: Plan, output: Path, after_each: Sequence[str] = (), jobs: int = 1) -> None:
@@ -136,6 +149,10 @@ def commands(plan: Plan, output: Path, variant: str, seed: int) -> list[list[str
     judge = ["ar_omni_jax.evaluate", f"--checkpoint={folder}", f"--data={plan.manifest}", f"--limit={plan.limit}"]
     judge += ["--no_baselines", f"--output={folder / 'evaluation'}", *plan.decoding]
     return [[sys.executable, "-m", *words] for words in ((train, judge) if plan.study.judged else (train,))]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _claim(plan: Plan, output: Path) -> None:

@@ -1,5 +1,6 @@
 """The ablation's variants, its runner with commands made for it, and its page of runs made by hand."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 from made_runs import write_run
 
 from ar_omni_jax.ablation import page, results, runner
+from ar_omni_jax.ablation.command import run_command
 from ar_omni_jax.ablation.runner import AblationError, Plan
 from ar_omni_jax.ablation.study import ABLATION
 from ar_omni_jax.ablation.variants import VARIANTS
@@ -36,6 +38,7 @@ def test_every_variant_is_a_configuration_that_changes_what_it_says():
 @pytest.fixture
 def plan(tmp_path):
     (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "dataset.json").write_text("{}")
     (tmp_path / "test.jsonl").write_text("{}\n")
     return Plan(tmp_path / "packed", tmp_path / "test.jsonl", ("full", "plain"), seeds=2)
 
@@ -84,6 +87,41 @@ def test_other_settings_do_not_mix(plan, tmp_path, monkeypatch):
         runner.run_all(changed, tmp_path / "out")
 
 
+def test_data_are_known_by_what_they_hold(plan, tmp_path, monkeypatch):
+    stand_in(monkeypatch, DONE)
+    runner.run_all(plan, tmp_path / "out")
+    (tmp_path / "packed").rename(tmp_path / "moved")
+    moved = dataclasses.replace(plan, packed=tmp_path / "moved")
+    runner.run_all(moved, tmp_path / "out")
+    (tmp_path / "test.jsonl").write_text('{"id": "another"}\n')
+    with pytest.raises(AblationError, match="manifest was [0-9a-f]{16}, is [0-9a-f]{16}"):
+        runner.run_all(moved, tmp_path / "out")
+
+
+def test_what_is_kept_makes_the_same_page_and_goes_on(plan, tmp_path, monkeypatch, capsys):
+    output, kept = tmp_path / "out", tmp_path / "kept"
+    command = ["--output", str(output), "--keep", str(kept)]
+    assert run_command(ABLATION, "", page.write_page, command) == 1 and "no finished run" in capsys.readouterr().err
+    stand_in(monkeypatch, "import sys; sys.exit(1)")
+    with pytest.raises(AblationError):  # which leaves the plan
+        runner.run_all(plan, output)
+    write_run(output, "full", 0, 0.75)
+    write_run(output, "full", 10, 0.5)
+    write_run(output, "plain", 0, 0.5)
+    results_file = runner.workdir(output, "full", 0) / runner.JUDGED
+    paths = {"checkpoint": "/home/somebody/run", "data": "/home/somebody/test.jsonl"}
+    results_file.write_text(json.dumps(json.loads(results_file.read_text()) | paths))
+    assert run_command(ABLATION, "", page.write_page, command) == 0 and "kept 3 runs" in capsys.readouterr().out
+    page.write_page(output)
+    page.write_page(kept)
+    assert (kept / "index.html").read_text() == (output / "index.html").read_text()
+    assert not any("somebody" in file.read_text() for file in kept.rglob("*.json"))
+    capsys.readouterr()
+    stand_in(monkeypatch, DONE)
+    runner.run_all(plan, kept)
+    assert [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["full", "plain"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -101,6 +139,7 @@ def test_plans_that_cannot_be_are_refused(plan, change, message):
 
 def test_an_interruption_waits_for_the_training_to_save(tmp_path):
     (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "dataset.json").write_text("{}")
     (tmp_path / "test.jsonl").write_text("{}\n")
     saves = (
         "import pathlib, signal, sys, time\n"

@@ -49,6 +49,7 @@ DONE = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(parents=True)"
 @pytest.fixture
 def plan(tmp_path):
     (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "dataset.json").write_text("{}")
     return Plan(tmp_path / "packed", tmp_path / "none.jsonl", ("plain_x1", "guarded_x1"), seeds=1, study=STABILITY)
 
 

@@ -1,0 +1,52 @@
+"""A study's results without its checkpoints: small enough for a repository, and enough to write the page again from
+or to go on with elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from ar_omni_jax.ablation.examples import ANSWERS, PICTURES
+from ar_omni_jax.ablation.runner import JUDGED, PLAN_FILE, AblationError, finished_runs, workdir
+from ar_omni_jax.ablation.study import Study
+from ar_omni_jax.evaluation.report import made_files
+from ar_omni_jax.files import replace_file
+
+METRICS = "metrics.jsonl"
+HERE_ONLY = ("checkpoint", "data")  # paths in evaluation.json, which say nothing elsewhere
+SAMPLES = {"t2i": PICTURES, "tts": ANSWERS}
+
+
+def keep(output: Path, study: Study, target: Path) -> int:
+    """Copies what the page stands on from OUTPUT to `target`; returns the number of runs.
+
+    Of every finished run: metrics.jsonl, evaluation.json without its paths, and the answers that the page shows.
+    `target` is then an OUTPUT itself: `--page_only` writes its page, and without it the study goes on there.
+    Raises AblationError when nothing is finished.
+    """
+    runs = finished_runs(output, study)
+    if not runs:
+        raise AblationError(f"{output}: no finished run to keep; python -m {study.module} makes them")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(output / PLAN_FILE, target / PLAN_FILE)
+    for run in runs:
+        _keep_run(workdir(output, *run), workdir(target, *run))
+    return len(runs)
+
+
+def _keep_run(folder: Path, target: Path) -> None:
+    """The mark of a finished run comes last."""
+    (target / "evaluation").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / METRICS, target / METRICS)
+    for task, count in SAMPLES.items():
+        for number in range(count):
+            record = folder / "evaluation" / task / f"{number:03d}.json"
+            for file in (record, *made_files(record.parent, record.stem)):
+                if file.is_file():
+                    (target / "evaluation" / task).mkdir(exist_ok=True)
+                    shutil.copyfile(file, target / "evaluation" / task / file.name)
+    results = json.loads((folder / JUDGED).read_text())
+    for name in HERE_ONLY:
+        results.pop(name, None)
+    replace_file(target / JUDGED, (json.dumps(results) + "\n").encode())

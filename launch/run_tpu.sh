@@ -76,8 +76,7 @@ case $WORKDIR in
   gs://?*/?*) ;;
   *) fail 2 "WORKDIR=$WORKDIR must be gs://BUCKET/FOLDER: the disks of the hosts go with them" ;;
 esac
-# Told now, not when machines are there that cost money.
-must_be() { [[ ${!1} =~ ^($2)$ ]] || fail 2 "$1=${!1} must be $3"; }
+must_be() { [[ ${!1} =~ ^($2)$ ]] || fail 2 "$1=${!1} must be $3"; } # told before machines are there that cost money
 for name in NODE_COUNT SSH_RETRIES STOP_SECONDS; do must_be "$name" '[1-9][0-9]*' "a number of at least 1"; done
 must_be MAX_RESTARTS '0|[1-9][0-9]*' "a number, 0 for none"
 must_be POLL '[0-9]*[.]?[0-9]+' "seconds"

@@ -59,7 +59,6 @@ POINTS = (
     Point("7b", 7, "zero_recompute", others=_HALF),
     Point("1b", 48, "zero_recompute"),
     Point("7b", 8, "zero_recompute", others=_HALF),
-    Point("1b", 16, "none"),
     Point("7b", 3, "zero_recompute", spec=INSTRUCT, others=_HALF),
     Point("7b", 7, "zero_recompute", documents=4, others=(*_HALF, *_BLOCKED)),
     Point("1b", 32, "zero_recompute", documents=4, others=_BLOCKED),

@@ -1,6 +1,7 @@
 """What the benchmark of an accelerator measures: settings of the training step, most wanted first.
 
-The points of an H200 are the best of what `compile_check --search --target=h200-1` found without one (docs/scale.md).
+The points with one document a row are the best of what `compile_check --search --target=h200-1` found without an H200
+(docs/scale.md); packed rows and layers that are written out stand beside them, and come last.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ POINTS = (
     Point("1b", 48, "zero_recompute"),
     Point("7b", 8, "zero_recompute", others=_HALF),
     Point("7b", 3, "zero_recompute", spec=INSTRUCT, others=_HALF),
-    Point("7b", 7, "zero_recompute", documents=4, others=(*_HALF, *_BLOCKED)),
     Point("1b", 32, "zero_recompute", documents=4, others=_BLOCKED),
+    Point("7b", 7, "zero_recompute", documents=4, others=(*_HALF, *_BLOCKED)),
     Point("1b", 32, "zero_recompute", others=(("model.scan_layers", "false"),)),
     Point("tiny", 2, "zero_recompute"),
     Point("tiny", 2, "none", documents=2, others=_BLOCKED),

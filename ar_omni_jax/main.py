@@ -39,6 +39,7 @@ from ar_omni_jax.checkpoint import CheckpointError
 from ar_omni_jax.config import derived, describe_derived, describe_keys, load_config, model_config
 from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.files import only_writer
+from ar_omni_jax.machine import take_gpu_memory
 from ar_omni_jax.model.config import ConfigError
 from ar_omni_jax.overrides import split_overrides
 from ar_omni_jax.parallel.distributed import HostError, together
@@ -73,6 +74,7 @@ FOR_PEOPLE = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     options, overrides = parse_arguments(arguments)
+    take_gpu_memory()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     stop = StopSignal()
     try:

@@ -38,15 +38,21 @@ fail() {
   echo "error: $1" >&2
   exit 2
 }
-for number in NODES GPUS HOURS SAVE_SECONDS; do
-  if ! [ "${!number}" -ge 1 ] 2>/dev/null; then fail "$number=${!number} must be a number of at least 1"; fi
+for number in NODES GPUS HOURS SAVE_SECONDS ${CPUS:+CPUS}; do
+  if ! [[ ${!number} =~ ^[1-9][0-9]*$ ]]; then fail "$number=${!number} must be a number of at least 1"; fi
 done
+if [ "$SAVE_SECONDS" -ge $((HOURS * 3600)) ]; then # told to save as it begins, it would be queued again for ever
+  fail "SAVE_SECONDS=$SAVE_SECONDS is no less than the time limit, HOURS=$HOURS"
+fi
 case $PROCESSES in
   gpu) tasks=$GPUS ;;
   node) tasks=1 ;;
   *) fail "PROCESSES=$PROCESSES must be gpu or node" ;;
 esac
-if [ -z "$WORKDIR" ]; then fail "set WORKDIR to a folder that all nodes share"; fi
+case $WORKDIR in
+  '') fail "set WORKDIR to a folder that all nodes share" ;;
+  *://*) fail "WORKDIR=$WORKDIR must be a folder that all nodes share, no address" ;;
+esac
 
 shown() { # runs a command, or prints it in a dry run
   if [ -n "$DRY_RUN" ]; then

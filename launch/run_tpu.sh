@@ -63,9 +63,10 @@ case $ACCELERATOR_TYPE in
   v6e-*) image=v2-alpha-tpuv6e ;;
   v2-* | v3-* | v4-*) image=tpu-ubuntu2204-base ;;
   v5e-*) fail 2 "ACCELERATOR_TYPE=$ACCELERATOR_TYPE: the cloud calls it v5litepod-${ACCELERATOR_TYPE#v5e-}" ;;
-  *) image=${RUNTIME_VERSION:?no default image for $ACCELERATOR_TYPE is known: set RUNTIME_VERSION} ;;
+  *) image= ;;
 esac
 image=${RUNTIME_VERSION:-$image}
+[ -n "$image" ] || fail 2 "ACCELERATOR_TYPE=$ACCELERATOR_TYPE: no image is known for it; set RUNTIME_VERSION"
 case $PRICE in
   on-demand) price=() ;;
   spot | reserved) price=("--$PRICE") ;;
@@ -75,10 +76,11 @@ case $WORKDIR in
   gs://?*/?*) ;;
   *) fail 2 "WORKDIR=$WORKDIR must be gs://BUCKET/FOLDER: the disks of the hosts go with them" ;;
 esac
-if ! [ "$NODE_COUNT" -ge 1 ] 2>/dev/null; then fail 2 "NODE_COUNT=$NODE_COUNT must be a number of slices"; fi
-if ! [[ $NAME =~ ^[a-z][-a-z0-9]*[a-z0-9]$ ]]; then
-  fail 2 "NAME=$NAME: lower-case letters, digits and hyphens, a letter first, please"
-fi
+must_be() { [[ ${!1} =~ ^($2)$ ]] || fail 2 "$1=${!1} must be $3"; } # told before machines are there that cost money
+for name in NODE_COUNT SSH_RETRIES STOP_SECONDS; do must_be "$name" '[1-9][0-9]*' "a number of at least 1"; done
+must_be MAX_RESTARTS '0|[1-9][0-9]*' "a number, 0 for none"
+must_be POLL '[0-9]*[.]?[0-9]+' "seconds"
+must_be NAME '[a-z][-a-z0-9]*[a-z0-9]' "lower-case letters, digits and hyphens, a letter first"
 if [ ! -f "${CONFIG%%:*}" ]; then fail 2 "CONFIG=$CONFIG is no file of this checkout"; fi
 command -v gcloud >/dev/null || [ -n "$DRY_RUN" ] ||
   fail 2 "gcloud is missing: https://cloud.google.com/sdk/docs/install, then gcloud auth login"

@@ -117,6 +117,11 @@ def _document(vocabulary: JointVocabulary, group: str, name: str, rng: np.random
     if group == "image" and rng.random() < 0.5:
         tasks["image"] = ("caption", image, text)
     task, prompt, answer = tasks[group]
+    return document_of(vocabulary, name, task, group, prompt, answer)
+
+
+def document_of(vocabulary: JointVocabulary, name: str, task: str, group: str, prompt, answer=None) -> TokenDocument:
+    """<bos> prompt <eoh> answer <eos>, or <bos> prompt <eos> to be learned whole. prompt, answer: (modality, ids)."""
     marks = {name: np.array([vocabulary.marker(name)], np.int32) for name in ("bos", "eoh", "eos")}
     parts = [(Modality.MARKER, Role.PROMPT, marks["bos"])]
     if answer is None:
@@ -131,8 +136,8 @@ def _document(vocabulary: JointVocabulary, group: str, name: str, rng: np.random
     return TokenDocument(name, task, group, tokens, tuple(spans))
 
 
-def _batch(size: Size, rows: list[list[TokenDocument]], length: int) -> dict[str, np.ndarray]:
-    pad = vocabulary_of(size).pad
+def batch_of(rows: list[list[TokenDocument]], length: int, pad: int) -> dict[str, np.ndarray]:
+    """Rows of documents as the loader gives them, [rows, length]."""
     filled = [fill_row([d.tokens for d in row], [d.classes() for d in row], length, pad) for row in rows]
     fields = (
         np.stack(values)
@@ -145,10 +150,11 @@ def packed_batch(size: Size, found: list[TokenDocument]) -> dict[str, np.ndarray
     """The documents in rows [rows, length], as the loader gives them."""
     rows = [[found[i] for i in row] for row in _rows(size, found)]
     rows += [[] for _ in range(size.rows - len(rows))]
-    return _batch(size, rows, size.length)
+    return batch_of(rows, size.length, vocabulary_of(size).pad)
 
 
 def padded_batches(size: Size, found: list[TokenDocument]) -> list[dict[str, np.ndarray]]:
     """The documents in the order they came, `micro` at a time, one a row, padded to the longest of each batch."""
     pieces = [found[i : i + size.micro] for i in range(0, len(found), size.micro)]
-    return [_batch(size, [[d] for d in piece], max(len(d.tokens) for d in piece)) for piece in pieces]
+    pad = vocabulary_of(size).pad
+    return [batch_of([[d] for d in piece], max(len(d.tokens) for d in piece), pad) for piece in pieces]

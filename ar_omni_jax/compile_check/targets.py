@@ -12,6 +12,8 @@ import difflib
 import math
 import re
 
+from ar_omni_jax.machine import GPU_MEMORY_SHARE
+
 GIB = 2**30
 
 
@@ -49,7 +51,12 @@ class Chip:
 
 
 _TPU_HEADROOM = (GIB // 4, "other programs' code and batches on their way")
-_GPU_HEADROOM = (4 * GIB, "CUDA context, cuBLAS, cuDNN and NCCL buffers, which the compiler does not count")
+_H200_BYTES = 150754820096
+# Training's pool has the rest of the memory (machine.take_gpu_memory).
+_H200_HEADROOM = (
+    _H200_BYTES - int(_H200_BYTES * GPU_MEMORY_SHARE),
+    "CUDA context, cuBLAS, cuDNN and NCCL buffers, which the compiler does not count",
+)
 CHIPS = {
     # The compiler's own limit stands for the HBM: it is what is left after the runtime's reserve.
     "v5e": Chip(
@@ -65,7 +72,7 @@ CHIPS = {
         "docs.cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB, 1638 GB/s, ICI 800 GB/s both ways, 25.6 Tbit/s a pod",
     ),
     "h200": Chip(
-        *("NVIDIA H200", "cuda", 150754820096, *_GPU_HEADROOM, 4800e9, 450e9, 1, 50e9, 1),
+        *("NVIDIA H200", "cuda", _H200_BYTES, *_H200_HEADROOM, 4800e9, 450e9, 1, 50e9, 1),
         "NVIDIA H200 SXM data sheet: 989 TFLOP/s dense, 141 GB, 4.8 TB/s, NVLink 900 GB/s both ways, 400 Gbit/s a GPU",
     ),
 }

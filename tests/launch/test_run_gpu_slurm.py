@@ -146,6 +146,10 @@ def test_a_cancelled_job_waits_for_training_and_does_not_come_back(cluster):
     [
         ({"WORKDIR": None}, "set WORKDIR"),
         ({"NODES": "two"}, "NODES=two must be a number"),
+        ({"GPUS": "08", "PROCESSES": "node"}, "GPUS=08 must be a number"),
+        ({"CPUS": "all"}, "CPUS=all must be a number"),
+        ({"HOURS": 1, "SAVE_SECONDS": 3600}, "SAVE_SECONDS=3600 is no less than the time limit, HOURS=1"),
+        ({"WORKDIR": "gs://bucket/run"}, "no address"),
         ({"PROCESSES": "host"}, "must be gpu or node"),
         ({"CONFIG": "configs/none.py"}, "is no file of this checkout"),
         ({"PATH": "/usr/bin:/bin"}, "sbatch is missing"),

@@ -282,14 +282,19 @@ def test_no_rights_are_told_instead_of_waiting_for_ever(cloud):
         ({"WORKDIR": "runs/here"}, "must be gs://BUCKET/FOLDER"),
         ({"WORKDIR": "gs://bucket"}, "must be gs://BUCKET/FOLDER"),
         ({"PRICE": "cheap"}, "must be on-demand, spot or reserved"),
-        ({"NODE_COUNT": "two"}, "must be a number of slices"),
+        ({"NODE_COUNT": "two"}, "NODE_COUNT=two must be a number"),
+        ({"NODE_COUNT": "08"}, "NODE_COUNT=08 must be a number"),
         ({"NAME": "My_Job"}, "lower-case letters"),
+        ({"MAX_RESTARTS": "many"}, "MAX_RESTARTS=many must be a number"),
+        ({"SSH_RETRIES": "0"}, "SSH_RETRIES=0 must be a number of at least 1"),
+        ({"STOP_SECONDS": "5m"}, "STOP_SECONDS=5m must be a number of at least 1"),
+        ({"POLL": "often"}, "POLL=often must be seconds"),
         ({"CONFIG": "configs/none.py"}, "is no file of this checkout"),
     ],
 )
 def test_settings_that_cannot_be_are_told_before_anything_is_asked_for(cloud, variables, message):
     done = cloud.run(SCRIPT, **variables)
-    assert done.returncode != 0 and message in done.stderr
+    assert done.returncode == 2 and message in done.stderr
     assert not cloud.calls()
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -35,8 +36,8 @@ class AnswerFiles:
         self._printing: int | None = None  # the part whose text stands on the last line
         self._player = live == "-"
 
-    def say(self, line: str) -> None:
-        print(line, file=self._terminal, flush=True)
+    def say(self, line: str, end: str = "\n") -> None:
+        _tell(self._terminal, line, end)
 
     def add(self, index: int, piece: Piece) -> None:
         """A piece that came before the answer was complete."""
@@ -48,7 +49,7 @@ class AnswerFiles:
             if self._printing not in (None, piece.part):
                 self.say("")
             self._printing = piece.part
-            print(piece.text, end="", file=self._terminal, flush=True)
+            self.say(piece.text, end="")
 
     def _writer(self, index: int, part: int) -> WavWriter:
         writers = self._writers.setdefault(index, {})
@@ -67,7 +68,7 @@ class AnswerFiles:
             sys.stdout.buffer.flush()
         except BrokenPipeError:
             self._player = False
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+            _to_nowhere(sys.stdout)
             self.say("note: the player has stopped; the rest goes to the files only")
 
     def finish(self, index: int, answer: Answer, extra: dict) -> None:
@@ -106,7 +107,7 @@ class AnswerFiles:
         """Why a request has no answer. Sound that was written already stays."""
         self.failed += 1
         where = f"{self.names[index]}: " if len(self.names) > 1 else ""
-        print(f"error: {where}{error}", file=sys.stderr, flush=True)
+        _tell(sys.stderr, f"error: {where}{error}")
 
     def stop(self) -> None:
         """The user has had enough."""
@@ -117,3 +118,23 @@ class AnswerFiles:
         for writers in self._writers.values():
             for writer in writers.values():
                 writer.close()
+
+
+def _tell(stream: TextIO, line: str, end: str = "\n") -> None:
+    """Prints. Files are written all the same where nobody reads any more (a pipe that was closed), or where the
+    terminal has no such character."""
+    try:
+        print(line, end=end, file=stream, flush=True)
+    except BrokenPipeError:
+        _to_nowhere(stream)
+    except UnicodeEncodeError:
+        known = line.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
+        print(known, end=end, file=stream, flush=True)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """What is written to `stream` from now on is thrown away, what it still holds included: Python would complain at
+    its end otherwise."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

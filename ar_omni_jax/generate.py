@@ -157,7 +157,7 @@ def read_requests(path: Path, seed: int) -> list[Ask]:
     """One Ask a line of a JSONL file of documents; a bad line is an Ask whose document is the error."""
     asks, names, stems = [], set(), set()
     # Only "\n" ends a line (JSON may hold other separators), and bytes that are no UTF-8 spoil their own line alone.
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # some editors put a mark at the start
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -206,6 +206,10 @@ def describe(ask: Ask, options: argparse.Namespace, predictor: Predictor) -> dic
 def answer(options: argparse.Namespace) -> int:
     """Asks, writes, prints; returns the exit code."""
     asks = requests(options)
+    try:  # before minutes of work whose answers would have no place
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--output={options.output} cannot be made a directory ({error.strerror})") from error
     chunk = options.chunk or (4 if options.stream else 16)
     sizes = {"chunk": chunk, "rows": options.rows, "capacity": options.capacity}
     predictor = Predictor.load(options.checkpoint, options.step, weights=options.weights, **sizes)

@@ -93,7 +93,7 @@ def read_history(path: str | os.PathLike) -> tuple[Turn, ...]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark at the start
     except (OSError, UnicodeDecodeError) as error:
         raise DocumentError(f"history {path}: cannot be read ({error})") from error
     turns = _parse(text, path)
@@ -106,12 +106,12 @@ def read_history(path: str | os.PathLike) -> tuple[Turn, ...]:
 def _parse(text: str, path: Path) -> list:
     try:
         data = json.loads(text) if text.strip() else []
-    except ValueError:
+    except (ValueError, RecursionError):  # malformed, or too deeply nested
         data = []
         for number, line in enumerate(text.split("\n"), start=1):  # JSON may hold other separators
             try:
                 data += [json.loads(line)] if line.strip() else []
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DocumentError(f"history {path}:{number}: malformed JSON ({error})") from error
     if isinstance(data, Mapping):
         data = data["turns"] if "turns" in data else [data]

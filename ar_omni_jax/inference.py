@@ -90,9 +90,9 @@ Media = list[tuple[Modality, np.ndarray]]  # pixels float32 [size, size, 3] or s
 def read_media(document: Document, tokenizers: Tokenizers, root: Path) -> Media:
     """Pixels and samples of a document's media, in the order of `Document.media()`, not yet encoded.
 
-    A value is a path (relative ones under `root`), an encoded file's bytes, or an array: uint8 pixels [H, W(, 3)],
-    samples [T] at the speech tokenizer's rate, or (samples, rate). Raises DocumentError, with the document named,
-    for what is missing, damaged, empty, too large or not finite.
+    A value is a path (relative ones under `root`), an encoded file's bytes, a picture of PIL, or an array: uint8
+    pixels [H, W(, 3)], samples [T] at the speech tokenizer's rate, or (samples, rate). Raises DocumentError, with the
+    document named, for what is missing, damaged, empty, too large or not finite.
     """
     from ar_omni_jax.tokenizers.image import read_image
     from ar_omni_jax.tokenizers.speech import read_audio
@@ -102,11 +102,8 @@ def read_media(document: Document, tokenizers: Tokenizers, root: Path) -> Media:
         value, rate = part.value, None
         if isinstance(value, tuple) and len(value) == 2 and part.modality == Modality.SPEECH:
             value, rate = value
-        if isinstance(value, (str, Path)):
-            value = root / value
-        elif hasattr(value, "__array__") or hasattr(value, "__array_interface__"):  # of JAX, of PIL
-            value = np.asarray(value)
         try:
+            value = _at_hand(value, root)
             if part.modality == Modality.IMAGE:
                 out.append((part.modality, read_image(value, tokenizers.image.image_size)))
             else:
@@ -119,6 +116,20 @@ def read_media(document: Document, tokenizers: Tokenizers, root: Path) -> Media:
                 f"document {document.id!r}: {kind} is a {type(value).__name__}; give a path, a file's bytes or an array"
             ) from error
     return out
+
+
+def _at_hand(value, root: Path):
+    """A path under `root`; arrays of any library as NumPy's. Pictures of PIL stay: an array has no palette."""
+    from PIL.Image import Image
+
+    if isinstance(value, (str, Path)):
+        return root / value
+    if isinstance(value, Image) or not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):
+        return value
+    try:
+        return np.asarray(value)
+    except Exception as error:  # of any kind: a tensor of another device, one that wants its gradient ...
+        raise ValueError(f"{type(value).__name__} cannot be read as an array ({error})") from error
 
 
 def encode_read(media: Sequence[Media], tokenizers: Tokenizers) -> list[list[np.ndarray]]:

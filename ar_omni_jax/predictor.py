@@ -201,25 +201,24 @@ class Predictor:
 
     def _prepare(self, documents, seeds, root, options: Mapping) -> list:
         """(request, plan, note) of each document, or what is wrong with it."""
-        out: list[Any] = [None] * len(documents)
-        asked, media = {}, {}
-        for i, document in enumerate(documents):
+        out: list[Any] = []
+        for document, seed in zip(documents, seeds, strict=True):
             try:
-                asked[i] = templates.without_answer(document)
-                templates.render(asked[i], self.template)  # turns that do not fit the task, before anything is read
-                media[i] = self._that_fit(asked[i], read_media(asked[i], self.tokenizers, root))
+                out.append(self._prepare_one(document, seed, root, options))
             except FOR_PEOPLE as error:
-                out[i] = error
-        for i, codes in zip(media, encode_read(list(media.values()), self.tokenizers), strict=True):
-            try:
-                prompt, note = self._prompt(asked[i], codes, options)
-                request = Request(prompt=prompt, task=asked[i].task, seed=seeds[i], id=asked[i].id, **options)
-                longest = self.model.config.max_length
-                checked = plan(request, f"document {asked[i].id!r}", self.tokenizers.vocabulary, longest)
-                out[i] = request, checked, note
-            except FOR_PEOPLE as error:
-                out[i] = error
+                out.append(error)
         return out
+
+    def _prepare_one(self, document: Document, seed: int, root: Path, options: Mapping) -> tuple[Request, Plan, str]:
+        asked = templates.without_answer(document)
+        templates.render(asked, self.template)  # turns that do not fit the task, before anything is read
+        media = self._that_fit(asked, read_media(asked, self.tokenizers, root))
+        # Each document's by themselves: another number of them rounds otherwise, and could turn a code of this one.
+        (codes,) = encode_read([media], self.tokenizers)
+        prompt, note = self._prompt(asked, codes, options)
+        request = Request(prompt=prompt, task=asked.task, seed=seed, id=asked.id, **options)
+        longest = self.model.config.max_length
+        return request, plan(request, f"document {asked.id!r}", self.tokenizers.vocabulary, longest), note
 
     def _that_fit(self, document: Document, media: Media) -> Media:
         """`media`, unless a sound is longer than the whole context: that is known before it is encoded."""

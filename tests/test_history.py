@@ -82,11 +82,13 @@ TURNS = [
         json.dumps({"turns": TURNS}),
         "".join(json.dumps(t) + "\n" for t in TURNS),
         "\n" + "".join(json.dumps(t) + "\n\n" for t in TURNS),
+        "\ufeff" + json.dumps(TURNS),
+        "\ufeff" + "".join(json.dumps(t) + "\r\n" for t in TURNS),
     ],
-    ids=["list", "object", "lines", "blank lines"],
+    ids=["list", "object", "lines", "blank lines", "byte order mark", "mark and lines of DOS"],
 )
 def test_all_forms_of_a_history_file(tmp_path, text):
-    (tmp_path / "talk.json").write_text(text)
+    (tmp_path / "talk.json").write_bytes(text.encode())
     turns = read_history(tmp_path / "talk.json")
     assert [t.role for t in turns] == ["user", "assistant"]
     assert turns[0].parts[0].value == str(tmp_path / "a.wav")
@@ -108,6 +110,7 @@ def test_one_turn_and_no_turn(tmp_path):
     [
         ('{"role": "user", "parts": [{"text": "a"}]}\n{"role": ', "talk.jsonl:2: malformed JSON"),
         ('"hello"', "expected a list of turns"),
+        ("[" * 100_000, "talk.jsonl:1: malformed JSON"),  # deeper than Python's JSON reads
         ('[{"role": "god", "parts": [{"text": "a"}]}]', "turn 0 has role 'god'"),
         ('[{"role": "user", "parts": [{"smell": "a"}]}]', "exactly one of text, image or speech"),
     ],

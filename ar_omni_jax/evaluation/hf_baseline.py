@@ -26,6 +26,14 @@ def require_packages() -> None:
         raise BaselineError(f"{' and '.join(missing)} not installed; pip install 'ar_omni_jax[torch]'")
 
 
+def has_gpu() -> bool:
+    """Whether PyTorch could run on a GPU. BaselineError where it is not installed."""
+    require_packages()
+    import torch
+
+    return torch.cuda.is_available()
+
+
 class Baseline:
     """`ChameleonForConditionalGeneration` with the weights of `model`, in float32 on CPU or bfloat16 on a GPU.
 

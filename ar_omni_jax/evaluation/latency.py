@@ -24,7 +24,7 @@ from pathlib import Path
 
 import jax
 
-from ar_omni_jax.evaluation.hf_baseline import Baseline, BaselineError
+from ar_omni_jax.evaluation.hf_baseline import Baseline, BaselineError, has_gpu
 from ar_omni_jax.evaluation.latency_runs import measure_batch, measure_speech
 from ar_omni_jax.evaluation.latency_subjects import MODELS, Subject, checkpoint_subject, random_subject
 from ar_omni_jax.evaluation.machine import copy_bandwidth
@@ -87,9 +87,9 @@ def make_baseline(subject: Subject, wanted: str) -> tuple[Baseline | None, str]:
     try:
         if jax.default_backend() == "cpu" and subject.model.config.parameter_count() > LARGEST_BASELINE:
             raise BaselineError("the model is too large for PyTorch on a CPU")
-        baseline = Baseline(subject.model, subject.vocabulary)
-        if jax.default_backend() != "cpu" and "cuda" not in baseline.name:
+        if jax.default_backend() != "cpu" and not has_gpu():  # before minutes are spent on its copy of the weights
             raise BaselineError("PyTorch has no GPU here, and a CPU is no comparison")
+        baseline = Baseline(subject.model, subject.vocabulary)
         return baseline, f"{baseline.name}, {baseline.threads} threads"
     except BaselineError as error:
         return None, f"left out: {error}"

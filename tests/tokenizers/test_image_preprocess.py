@@ -1,6 +1,7 @@
 """Pictures in and out: equality with the golden, and what happens to bad files."""
 
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -175,3 +176,44 @@ def test_what_is_no_picture_at_all_is_a_type_error(source):
 def test_bad_arrays_are_refused(shape, dtype):
     with pytest.raises(ImageError, match="image array"):
         read_image(np.zeros(shape, dtype), 4)
+
+
+def _file(picture: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [("P", "PNG"), ("CMYK", "TIFF"), ("L", "PNG"), ("LA", "PNG"), ("1", "PNG"), ("RGBA", "PNG"), ("I;16", "PNG")],
+)
+def test_a_picture_of_pil_is_what_its_file_is(mode, format):
+    """Its array would not do: that of a palette holds places in the palette, that of CMYK looks like RGBA."""
+    pixels = np.random.default_rng(4).integers(0, 256, (40, 30, 4), np.uint8)
+    picture = Image.fromarray(pixels).convert("RGB" if mode in ("P", "CMYK") else "RGBA")
+    deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    picture = deep if mode == "I;16" else picture.convert(mode)
+    assert picture.mode == mode
+    np.testing.assert_array_equal(read_image(picture, 16), read_image(_file(picture, format), 16))
+
+
+def test_a_picture_of_pil_is_turned_upright_and_held_to_the_same_limits():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(5).integers(0, 256, (48, 64, 3), np.uint8)
+    turned = _file(Image.fromarray(pixels), "PNG", exif=exif)
+    np.testing.assert_array_equal(read_image(Image.open(io.BytesIO(turned)), 32), read_image(turned, 32))
+    for picture, message in (
+        (Image.new("1", (20000, 5000)), "1 picture: 20000x5000 is more than"),
+        (Image.new("RGB", (0, 5)), "RGB picture: has no pixels"),
+        (Image.open(io.BytesIO(turned[: len(turned) // 2])), "is truncated or damaged"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            read_image(picture, 64)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="pipe.png: is a device or a pipe"):
+        read_image(tmp_path / "pipe.png", 64)

@@ -1,4 +1,5 @@
-"""Pictures in and out: a file, bytes or an array to float32 [size, size, 3] in [-1, 1], and back to uint8.
+"""Pictures in and out: a file, bytes, a picture of PIL or an array to float32 [size, size, 3] in [-1, 1], and back to
+uint8.
 
 Upright by EXIF; of an animation the first picture. Then as Chameleon: alpha blended on white, shorter side resized
 with LANCZOS, centre crop, x / 127.5 - 1.
@@ -26,6 +27,8 @@ class ImageError(ValueError):
 def _describe(source: object) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"image of {len(source)} bytes"
+    if isinstance(source, Image.Image):
+        return f"{source.mode} picture"
     return "image array" if isinstance(source, np.ndarray) else f"image {source}"
 
 
@@ -78,7 +81,10 @@ def preprocess(picture: Image.Image, size: int) -> np.ndarray:
 def _open(source: str | os.PathLike | bytes, name: str, size: int) -> Image.Image:
     if isinstance(source, str | os.PathLike):
         try:
-            data = Path(source).read_bytes()
+            path = Path(source)
+            if path.exists() and not path.is_file() and not path.is_dir():  # reading it might never end
+                raise ImageError(f"{name}: is a device or a pipe; give a file")
+            data = path.read_bytes()
         except FileNotFoundError:
             raise ImageError(f"{name}: no such file") from None
         except OSError as error:
@@ -93,8 +99,15 @@ def _open(source: str | os.PathLike | bytes, name: str, size: int) -> Image.Imag
         raise ImageError(f"{name}: is not a picture in a known format (PNG, JPEG, WebP, ...)") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"{name}: cannot be opened ({error})") from error
+    return _loaded(picture, name, size)
+
+
+def _loaded(picture: Image.Image, name: str, size: int) -> Image.Image:
+    """An opened picture, decoded and upright."""
     if picture.format == "EPS":  # PIL would have Ghostscript run it
         raise ImageError(f"{name}: is PostScript, a program and no picture; convert it to PNG")
+    if 0 in picture.size:
+        raise ImageError(f"{name}: has no pixels")
     _check_size(name, picture.width, picture.height, size)
     try:
         picture.load()
@@ -124,12 +137,14 @@ def _from_array(array: np.ndarray, size: int) -> Image.Image:
     return Image.fromarray(array)
 
 
-def read_image(source: str | os.PathLike | bytes | np.ndarray, size: int) -> np.ndarray:
-    """Reads a path, an encoded file's bytes, or a uint8 array [H, W(, 1 | 3 | 4)].
+def read_image(source: str | os.PathLike | bytes | Image.Image | np.ndarray, size: int) -> np.ndarray:
+    """Reads a path, an encoded file's bytes, a picture of PIL, or a uint8 array [H, W(, 1 | 3 | 4)].
 
     Returns float32 [size, size, 3] in [-1, 1], RGB. Raises ImageError (a ValueError) when the source is
-    missing, truncated, not a picture, or larger than MAX_PIXELS; TypeError when it is none of the three.
+    missing, truncated, not a picture, or larger than MAX_PIXELS; TypeError when it is none of the four.
     """
+    if isinstance(source, Image.Image):
+        return preprocess(_loaded(source, _describe(source), size), size)
     if isinstance(source, np.ndarray):
         return preprocess(_from_array(source, size), size)
     return preprocess(_open(source, _describe(source), size), size)

@@ -1,7 +1,6 @@
 """Sound files, bytes or arrays to mono float32 at one sample rate, with errors a person can act on."""
 
 import io
-import math
 import numbers
 import os
 
@@ -12,6 +11,7 @@ import soxr
 MAX_SAMPLES = 1 << 28
 """Longest sound, in samples of all its channels and after resampling: three hours at 24 kHz. Else a few kilobytes of
 compressed silence, or of sound that claims a rate of 1 Hz, would become gigabytes."""
+MAX_RATE = 1e9  # Hz; far beyond it the resampler never returns
 
 
 class AudioError(ValueError):
@@ -19,8 +19,8 @@ class AudioError(ValueError):
 
 
 def _check_length(where: str, frames: int, channels: int, rate: float, sample_rate: int) -> None:
-    if not isinstance(rate, numbers.Real) or not 0 < rate < math.inf:
-        raise AudioError(f"{where}: its rate is {rate!r} Hz; give a positive number")
+    if not isinstance(rate, numbers.Real) or not 0 < rate <= MAX_RATE:
+        raise AudioError(f"{where}: its rate is {rate!r} Hz; give a positive number up to {MAX_RATE:g}")
     if max(frames * channels, frames * sample_rate / rate) > MAX_SAMPLES:
         raise AudioError(
             f"{where}: {frames} x {channels} samples at {rate} Hz are more than {MAX_SAMPLES}, as they are or at "
@@ -66,6 +66,8 @@ def read_audio(
         rate = sample_rate if source_rate is None else source_rate
         if samples.ndim not in (1, 2) or samples.dtype.kind not in "fi":
             raise AudioError(f"{where}: expected float or signed integer samples [T] or [T, channels]")
+        if samples.ndim == 2 and 0 < samples.shape[0] < samples.shape[1]:
+            raise AudioError(f"{where}: more channels than samples; give samples [T, channels] (transpose it)")
         _check_length(where, samples.shape[0], samples[:1].size, rate, sample_rate)
         scale = float(-np.iinfo(samples.dtype).min) if samples.dtype.kind == "i" else 1.0
         samples = samples.astype(np.float32) / np.float32(scale)

@@ -27,3 +27,7 @@ if os.environ.get("CI"):
     _missing = [name for name in _wanted if importlib.util.find_spec(name) is None]
     if _missing:
         raise RuntimeError(f"CI needs {', '.join(_missing)}: the extras {','.join(_extras)} were not installed whole")
+    _compilers = os.environ.get("COMPILERS")
+    for _name in ("jax_plugins/xla_cuda12", "libtpu") if _compilers else ():
+        if not os.path.isdir(os.path.join(_compilers, _name)):
+            raise RuntimeError(f"COMPILERS={_compilers} has no {_name}: launch/run_tests.sh did not install it whole")

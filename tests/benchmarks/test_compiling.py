@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from ar_omni_jax.benchmarks.compiling import compiling_for
-from ar_omni_jax.compile_check.environment import has_libtpu
 from ar_omni_jax.compile_check.targets import TargetError
+from tests.compilers import needs_libtpu, with_compilers
 
 DEVICES = """
 from ar_omni_jax.benchmarks.compiling import compiling_for
@@ -27,8 +27,10 @@ def test_an_unknown_target_names_those_there_are():
         pass
 
 
-@pytest.mark.skipif(not has_libtpu(), reason="needs libtpu, the TPU's compiler")
+@needs_libtpu
 def test_a_slice_has_its_chips_without_a_tpu():
-    done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES], capture_output=True, text=True, timeout=300, env=with_compilers()
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "8 TPU v5\n"

@@ -11,16 +11,13 @@ from ar_omni_jax.compile_check import __main__ as command
 from ar_omni_jax.compile_check import commands, environment
 from ar_omni_jax.compile_check.targets import find_target
 from tests.compile_check.test_device_memory import TINY
+from tests.compilers import needs_cuda, needs_libtpu, with_compilers
 
-needs_libtpu = pytest.mark.skipif(not environment.has_libtpu(), reason="needs libtpu: pip install libtpu")
-needs_cuda = pytest.mark.skipif(
-    not environment.has_cuda_plugin(), reason="needs jax-cuda12-plugin and jax-cuda12-pjrt (no GPU, no dependencies)"
-)
 ARGUMENTS = [f"--config.{name}={value}" for name, value in TINY.items() if not name.startswith("mesh.")]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    environ = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    environ = {name: value for name, value in with_compilers().items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     words = [sys.executable, "-m", "ar_omni_jax.compile_check", "--config=configs/pretrain_7b.py", *arguments]
     return subprocess.run(words, capture_output=True, text=True, env=environ)
 
@@ -86,12 +83,13 @@ def test_a_tiny_step_for_a_tpu(tmp_path):
 @needs_libtpu
 def test_a_step_that_does_not_fit_ends_with_1_and_the_number_of_bytes(tmp_path):
     file = tmp_path / "result.json"
-    done = run("--target=v5e-4", f"--json={file}", *ARGUMENTS, "--config.data.batch_size=4096", "--config.loss.chunk=0")
+    wide = ("--config.data.batch_size=1024", "--config.model.d_model=32768")
+    done = run("--target=v5e-4", f"--json={file}", *ARGUMENTS, *wide)
     assert done.returncode == 1, done.stderr[-2000:]
     found = json.loads(file.read_text())
     assert not found["fits"] and found["over_bytes"] > 2**30
     assert f"DOES NOT FIT: {found['over_bytes']:,} bytes" in done.stdout
-    assert "--config.data.batch_size=2048: saves about" in done.stdout
+    assert "--config.data.batch_size=512: saves about" in done.stdout
 
 
 @pytest.mark.slow

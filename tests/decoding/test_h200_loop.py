@@ -1,6 +1,5 @@
 """The compiled loop of the 7B shape for an H200, read without the hardware."""
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -9,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.compilers import needs_cuda, with_compilers
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-HAS_PLUGIN = importlib.util.find_spec("jax_plugins") and importlib.util.find_spec("jax_plugins.xla_cuda12")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_PLUGIN, reason="needs jax-cuda12-plugin and jax-cuda12-pjrt (no GPU, no dependencies)")
+@needs_cuda
 @pytest.mark.parametrize("weights,rows", [("bfloat16", 1), ("int8", 1), ("int8", 3)])
 def test_the_loop_for_an_h200_writes_the_cache_in_place_and_no_weights(weights, rows):
     command = [sys.executable, "-m", "tests.decoding.h200_loop", weights, str(rows)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=with_compilers())
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["aliased_bytes"] >= found["cache_bytes"]

@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class ErrorBudget:
                 f"on_error must be one of {', '.join(ON_ERROR)} and error_budget in [0, 1]; got {on_error}, {budget}"
             )
         self.fail, self.budget, self.records = on_error == "fail", budget, records
-        self.allowed = math.ceil(budget * records)
+        self.allowed = math.ceil(Fraction(str(budget)) * records)  # 0.07 * 100 is more than 7 in floating point
         self.skipped, self._last = 0, collections.deque(maxlen=5)
 
     def skip(self, skipped: Skipped) -> None:

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from ar_omni_jax.documents import Document, DocumentError, Part
 from ar_omni_jax.vocabulary import Modality
@@ -73,7 +74,7 @@ class HFParquetSource:
         columns = self._columns(row.file)
         value = row.values[columns.media]
         if isinstance(value, dict):
-            value, path = value.get("bytes"), value.get("path")
+            value, path = _bytes_and_path(value)
             value = str(row.file.path.parent / path) if not value and path else value
         if not value:
             raise DocumentError(f"{row.where}: no medium in column {columns.media!r}: neither bytes nor a path")
@@ -96,7 +97,7 @@ class HFParquetSource:
                 continue
             column = self._columns(row.file).media
             value = row.values[column]
-            data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+            data, path = _bytes_and_path(value) if isinstance(value, dict) else (value, None)
             kind = _kind_of_bytes(data or b"") or _kind_of_path(path or "")
             if kind is not None:
                 return kind
@@ -109,15 +110,25 @@ class HFParquetSource:
         return Modality.IMAGE  # no row can be read, and each will say so
 
 
+def _bytes_and_path(value: dict[str, Any]) -> tuple[bytes | None, str | None]:
+    """Of a medium's struct; a path that is no string (some sets have numbers there) tells of no file."""
+    path = value.get("path")
+    return value.get("bytes"), path if isinstance(path, str) else None
+
+
 def _is_media(options: SourceOptions):
     """Test of a type: a struct of bytes and path, or, where the user named the column, also binary."""
 
     def test(kind) -> bool:
         import pyarrow.types as types
 
+        def binary(kind) -> bool:
+            return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
         if types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
-        return options.column("media") is not None and (types.is_binary(kind) or types.is_large_binary(kind))
+            fields = {field.name: field.type for field in kind}
+            return "bytes" in fields and (binary(fields["bytes"]) or types.is_null(fields["bytes"]))
+        return options.column("media") is not None and binary(kind)
 
     return test
 

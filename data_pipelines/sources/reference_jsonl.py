@@ -51,7 +51,7 @@ class ReferenceJsonlSource(JsonDocuments):
         for key in ("discrete_code", "task"):
             if key not in record:
                 raise DocumentError(f"{where}: key {key!r} is missing; is this a shard of the reference's pretraining?")
-        if record["task"] not in TASKS:
+        if not isinstance(record["task"], str) or record["task"] not in TASKS:
             raise DocumentError(f"{where}: unknown task {record['task']!r}; known tasks: {', '.join(TASKS)}")
         ids = token_ids(record["discrete_code"], "discrete_code", where, self.layout)
         response = record.get("response") or ()

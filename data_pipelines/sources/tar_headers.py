@@ -57,6 +57,8 @@ def members(file: BinaryIO, offset: int = 0, stop: int | None = None) -> Iterato
         if len(block) < BLOCK:
             raise TarError(f"ends at byte {total} without the mark of an archive's end")
         member, following = _plain_member(block, offset) or _other_member(file, offset)
+        if following <= offset or (member is not None and member.size < 0):  # else the walk would never end
+            raise TarError(f"is cut or corrupt at byte {offset}: a member of less than no bytes stands there")
         if following > total + BLOCK or (member is not None and member.data + member.size > total):
             name = member.name if member is not None else ""
             raise TarError(f"ends at byte {total} within the member {name!r}", name)

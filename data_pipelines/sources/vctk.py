@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ar_omni_jax.documents import DocumentError
-from data_pipelines.sources.base import Record
+from data_pipelines.sources.base import BOM, Record
 from data_pipelines.sources.listing import Spans
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 from data_pipelines.sources.transcripts import UNUSED, decoded, utterance
@@ -39,7 +39,7 @@ class VCTKSource:
                 "directory of the unpacked corpus"
             )
         self._sounds, self._sound_end = layouts[0]
-        folders = [p.name for root in (self._sounds, self._texts) for p in root.iterdir() if p.is_dir()]
+        folders = [name for root in (self._sounds, self._texts) for name in _shown(root) if (root / name).is_dir()]
         self._speakers = sorted(set(folders))
         digest, sizes = hashlib.sha256(), []
         with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:  # small files: a far disk's answers take the time
@@ -75,7 +75,7 @@ class VCTKSource:
     def _names(self, speaker: str) -> dict[str, tuple[bool, bool]]:
         """{utterance: (has a text, has a sound)} of one speaker, in order."""
         texts, sounds = (
-            {name.removesuffix(end) for name in _files(root / speaker) if name.endswith(end)}
+            {name.removesuffix(end) for name in _shown(root / speaker) if name.endswith(end)}
             for root, end in ((self._texts, ".txt"), (self._sounds, self._sound_end))
         )
         return {name: (name in texts, name in sounds) for name in sorted(texts | sounds)}
@@ -91,11 +91,12 @@ class VCTKSource:
         if not has_sound:
             return Record(index, where, name, error=f"{where}: there is no {sound} to hear it")
         try:
-            words = decoded(text.read_bytes(), where)
+            words = decoded(text.read_bytes().removeprefix(BOM), where)
         except (DocumentError, OSError) as e:
             return Record(index, where, name, error=str(e) if isinstance(e, DocumentError) else f"{where}: {e}")
         return utterance(index, where, name, " ".join(words.split()), str(sound), self.options, self.name)
 
 
-def _files(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.is_dir() else []
+def _shown(folder: Path) -> list[str]:
+    """What is in a folder, if there is one, but for hidden files, such as the ._NAME that macOS puts beside each."""
+    return [name for name in os.listdir(folder) if not name.startswith(".")] if folder.is_dir() else []

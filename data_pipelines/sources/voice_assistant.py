@@ -42,8 +42,8 @@ class VoiceAssistantSource(ParquetDocuments):
 def _speech(values: Mapping[str, Any], key: str, where: str, folder: Path) -> Part:
     audio = values[key]
     if isinstance(audio, Mapping):
-        if audio.get("bytes"):
+        if audio.get("bytes") and isinstance(audio["bytes"], bytes):
             return Part(Modality.SPEECH, audio["bytes"])
-        if audio.get("path"):
+        if audio.get("path") and isinstance(audio["path"], str):
             return Part(Modality.SPEECH, str(folder / audio["path"]))
     raise DocumentError(f"{where}: {key} has neither bytes nor a path; supply the recording or drop the row")

@@ -31,7 +31,7 @@ import numpy as np
 from ar_omni_jax.documents import Document, DocumentError, Part
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.pairs import pair_document
-from data_pipelines.sources.base import Record
+from data_pipelines.sources.base import BOM, Record
 from data_pipelines.sources.listing import Spans, list_files
 from data_pipelines.sources.options import NO_OPTIONS, SourceOptions
 from data_pipelines.sources.tar_headers import BLOCK, Member, TarError, members
@@ -183,13 +183,13 @@ def _text(by_suffix: dict[str, Member], file: BinaryIO, where: str) -> str:
         if suffix not in by_suffix:
             continue
         try:
-            text = _data(by_suffix[suffix], file, where).decode("utf-8")
+            text = _data(by_suffix[suffix], file, where).removeprefix(BOM).decode("utf-8")
             if suffix == "txt":
                 return text
             facts = json.loads(text)
         except UnicodeDecodeError as e:
             raise DocumentError(f"{where}: its .{suffix} is not UTF-8 (byte {e.start})") from e
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise DocumentError(f"{where}: its .json is malformed ({e})") from e
         if isinstance(facts, dict) and "caption" in facts:
             return facts["caption"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from ar_omni_jax.tokenizers.image import ImageError, encode_png, preprocess, read_image, to_uint8
 
@@ -134,6 +134,22 @@ def test_bad_files_are_named(tmp_path):
             read_image(path, 64)
     with pytest.raises(ImageError, match="is truncated or damaged"):
         read_image(whole[:200], 64)
+
+
+@pytest.mark.parametrize("format", ["DDS", "AVIF"])
+def test_whatever_a_decoder_says_of_a_damaged_header_the_picture_is_named(format):
+    """Pillow tells damage of AVIF, which the web has under names of JPEG, by RuntimeError, of DDS by another one."""
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (9, 99, 199)).save(buffer, format)
+    data = bytearray(buffer.getvalue())
+    if format == "DDS":
+        data[80:84] = bytes(4)  # flags of the pixels' format
+    else:
+        data = data.replace(b"iloc", b"xxxx")  # where the picture lies in the file
+    with pytest.raises(ImageError, match=f"image of {len(data)} bytes: cannot be opened"):
+        read_image(bytes(data), 8)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

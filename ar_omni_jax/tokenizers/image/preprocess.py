@@ -97,7 +97,7 @@ def _open(source: str | os.PathLike | bytes, name: str, size: int) -> Image.Imag
         picture = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ImageError(f"{name}: is not a picture in a known format (PNG, JPEG, WebP, ...)") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # of any kind: damaged AVIF is a RuntimeError, DDS a NotImplementedError, ...
         raise ImageError(f"{name}: cannot be opened ({error})") from error
     return _loaded(picture, name, size)
 

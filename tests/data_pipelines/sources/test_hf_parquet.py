@@ -125,6 +125,7 @@ WRONG_COLUMNS = [
     ({"a": media(b"x"), "text": ["x"]}, (("text", "words"),), "no column 'words' for the text; .*text .string."),
     ({"a": media(b"x"), "text": ["x"]}, (("media", "text"),), "column 'text' cannot be the media"),
     ({"a": media(b"x"), "text": ["x"]}, (("id", "name"),), "no column 'name' for the id"),
+    ({"a": pa.array([{"bytes": "x"}]), "text": ["x"]}, (), "no column that is a struct of bytes.*a .struct<bytes: str"),
     ({"a": media(b"mystery"), "text": ["x"]}, (), "row 0: column 'a' begins with neither a picture nor a sound"),
 ]
 
@@ -181,6 +182,14 @@ def test_columns_may_be_of_related_types(tmp_path):
     assert first.document.media()[0].value == picture(1) and "a" in texts(first)
     assert by_path.document.media()[0].value == str(tmp_path / "2.png")
     assert all("neither bytes nor a path" in record.error for record in (no_struct, nothing))
+
+
+def test_a_path_that_is_a_number_is_none(tmp_path):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.int64()})
+    rows = pa.array([{"bytes": None, "path": 7}, {"bytes": picture(1), "path": 8}], kind)
+    without, found = records(HFParquetSource(write(tmp_path / "x.parquet", {"image": rows, "text": ["a", "b"]})))
+    assert "row 0: no medium in column 'image': neither bytes nor a path" in without.error
+    assert found.document.media()[0].value == picture(1)
 
 
 def test_a_cut_file_is_one_record_and_the_others_stay(tmp_path):

@@ -83,6 +83,7 @@ BAD = {
     "no code": ({"task": "image_caption"}, "'discrete_code' is missing"),
     "no task": ({"discrete_code": [0]}, "'task' is missing"),
     "unknown task": (CAPTION | {"task": "video"}, "unknown task 'video'; known tasks: image_caption"),
+    "a list as task": (CAPTION | {"task": ["image_caption"]}, "unknown task ['image_caption']"),
     "empty": (CAPTION | {"discrete_code": []}, "non-empty list of whole numbers"),
     "no numbers": (CAPTION | {"discrete_code": ["a"]}, "non-empty list of whole numbers"),
     "fractions": (CAPTION | {"discrete_code": [1.5]}, "non-empty list of whole numbers"),

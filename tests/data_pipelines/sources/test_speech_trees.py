@@ -8,6 +8,7 @@ import soundfile
 import speech_trees as trees
 
 from ar_omni_jax.documents import DocumentError
+from ar_omni_jax.vocabulary import Modality
 from data_pipelines.shard_builder import BuildError
 from data_pipelines.sources import SourceOptions, open_source
 from data_pipelines.sources.common_voice import unquoted
@@ -245,6 +246,19 @@ def test_vctk_texts_without_sound_and_sounds_without_text_are_records(copy):
     errors = [r.error for r in records]
     assert "there is no " in errors[0] and "p225_000.txt" in errors[0] and not errors[1]
     assert "nobody knows what is said" in errors[2] and "p227_001_mic1.flac to hear it" in errors[4]
+
+
+def test_vctk_hidden_files_are_no_records_and_a_byte_order_mark_is_no_word(copy):
+    path, expected, first, _ = copy("vctk")
+    for sound in [sound for _, sound in expected.values()]:
+        sound.with_name(f"._{sound.name}").write_bytes(b"\0\5\x16\7")
+    first.with_name(f"._{first.name}").write_bytes(b"\0\5\x16\7")
+    (path / "txt" / ".cache").mkdir()
+    first.write_bytes("\ufeff".encode() + first.read_bytes())
+    records = list(open_source("vctk", path).read(0, 99))
+    assert [r.id for r in records] == list(expected) and not any(r.error for r in records)
+    words = [p.value for t in records[0].document.turns for p in t.parts if p.modality == Modality.TEXT]
+    assert trees.words(0) in words
 
 
 def test_the_older_vctk_has_waves(copy):

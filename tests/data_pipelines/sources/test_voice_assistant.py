@@ -89,6 +89,14 @@ def test_a_bad_row_is_named(name, tmp_path):
     assert message in bad.error and "a.parquet: row 1" in bad.error
 
 
+def test_a_path_that_is_a_number_is_none(tmp_path):
+    audio = [{"bytes": corpus.sound(None, 0, "FLAC"), "path": 7}, {"bytes": None, "path": 8}]
+    path = write(tmp_path / "a.parquet", [row(i, question_audio=audio[i]) for i in range(2)])
+    good, bad = open_source("voice_assistant", path).read(0, 2)
+    assert good.document.media()[0].value == audio[0]["bytes"]
+    assert "a.parquet: row 1: question_audio has neither bytes nor a path" in bad.error
+
+
 def test_a_missing_column_is_named(tmp_path):
     pq.write_table(pa.table({"question": ["a"], "answer": ["b"]}), tmp_path / "a.parquet")
     with pytest.raises(DocumentError, match="no column 'question_audio'; it has question, answer"):

@@ -140,6 +140,14 @@ def test_the_caption_of_the_json_stands_in_where_there_is_no_txt(tmp_path):
     assert "b: record 't/b': empty or missing caption None" in reasons(source)[0]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    members = [("a.png", picture(0)), ("a.txt", "\ufeffa red ball".encode())]
+    members += [("b.png", picture(1)), ("b.json", '\ufeff{"caption": "a blue ball"}'.encode())]
+    options = SourceOptions(tasks=(("caption", 1),))
+    found = records(WebDatasetSource(write_tar(tmp_path / "t.tar", members), options))
+    assert [texts(record) for record in found] == [["a red ball"], ["a blue ball"]]
+
+
 def test_hidden_files_of_macos_part_no_record(tmp_path):
     members = []
     for name, data in shard_members(0, 3):
@@ -212,6 +220,21 @@ def test_a_damaged_header_loses_nothing_quietly(tmp_path, how):
     assert ("more behind the mark" if how == "wiped" else "cut or corrupt at byte") in reasons(source)[0]
 
 
+@pytest.mark.parametrize("size", [b"-0000001000", b"-0000003000", b"-0000000001"])
+def test_a_size_below_zero_does_not_lead_back(tmp_path, size):
+    """-512 and -1536 bytes: the next header would be the same one, or the first of the tar, again and again."""
+    members = [("0.png", b"x"), ("1.png", b"x")]
+    path = write_tar(tmp_path / "t.tar", members, tarfile.USTAR_FORMAT)
+    data = bytearray(path.read_bytes())
+    header = data[1024:1536]
+    header[124:136], header[148:156] = size.ljust(12, b"\0"), b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[1024:1536] = header
+    path.write_bytes(data)
+    source = WebDatasetSource(path)
+    assert len(source) == 2 and "cut or corrupt at byte 1024: a member of less than no bytes" in reasons(source)[1]
+
+
 def test_what_is_no_tar_is_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"\x1f\x8b\x08" + bytes(range(256)) * 10)
     assert "a.tar: after its last record: the tar is cut or corrupt at byte 0" in reasons(WebDatasetSource(tmp_path))[0]
@@ -243,6 +266,7 @@ BAD = {
     "empty text": ([("bad.png", picture(1)), ("bad.txt", b" \n")], "malformed record", "empty or missing caption"),
     "not UTF-8": ([("bad.png", picture(1)), ("bad.txt", b"\xff")], "malformed record", "not UTF-8 .byte 0"),
     "not JSON": ([("bad.png", picture(1)), ("bad.json", b"{")], "malformed record", "json is malformed"),
+    "nested JSON": ([("bad.png", picture(1)), ("bad.json", b"[" * 99999)], "malformed record", "json is malformed"),
     "no picture's bytes": ([("bad.png", b""), ("bad.txt", b"x")], "unusable image", "image"),
     "undecodable": ([("bad.png", picture(1)[:60]), ("bad.txt", b"x")], "unusable image", "image"),
     "bomb": ([("bad.png", source_media.bomb()), ("bad.txt", b"x")], "unusable image", "900000000 pixels"),

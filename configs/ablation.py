@@ -7,7 +7,7 @@ trains one; all of them, several seeds each, evaluated and written up as a page:
   python -m ar_omni_jax.ablation --run=runs/toyworld --output=runs/ablation
 
 Expected on 2 CPU cores: 6 minutes a run of 1,200 steps, so with 12 variants and 3 seeds about 4 hours with the
-evaluations; interrupted, it goes on.
+evaluations; interrupted, it goes on, and with --jobs=2 two runs go side by side. What 600 steps gave: docs/ablation.md.
 """
 
 from pathlib import Path

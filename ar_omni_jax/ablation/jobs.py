@@ -63,14 +63,15 @@ class Jobs:
         share = self._shares.get()
         try:
             if not self._stopping:
-                work(piece, lambda command: self._call(command, share))
+                work(piece, lambda command: self.call(command, share))
         except BaseException:
             self._stop()  # before this thread takes the next piece
             raise
         finally:
             self._shares.put(share)
 
-    def _call(self, command: Sequence[str], share: set[int] | None) -> None:
+    def call(self, command: Sequence[str], share: set[int] | None = None) -> None:
+        """Runs a command to its end, on some cores or on all; JobError for an exit code that is not 0."""
         with self._lock:
             if self._stopping:
                 raise JobError("interrupted before it began")

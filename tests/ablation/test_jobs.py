@@ -58,6 +58,20 @@ def test_two_run_at_once_and_share_no_core(tmp_path):
     assert all(shares) and not shares[0] & shares[1]
 
 
+@needs_two_cores
+def test_what_is_called_apart_has_all_cores(tmp_path):
+    every, some = (tmp_path / name for name in ("every", "some"))
+    tells = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(str(len(os.sched_getaffinity(0))))"
+    crew = Jobs(2)
+
+    def work(piece, call):
+        call([sys.executable, "-c", "import time; time.sleep(0.2);" + tells, str(some)])
+        crew.call([sys.executable, "-c", "import time; time.sleep(0.2);" + tells, str(every)])
+
+    crew.run_all([None], work)
+    assert int(some.read_text()) < int(every.read_text()) == cores()
+
+
 def test_shares_are_even_and_leave_no_core_out(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 2, 5, 6, 7}, raising=False)
     assert jobs._shares(2) == [{1, 2}, {5, 6, 7}] and jobs._shares(5) == [{1}, {2}, {5}, {6}, {7}]

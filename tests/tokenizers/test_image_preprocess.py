@@ -1,7 +1,6 @@
 """Pictures in and out: equality with the golden, and what happens to bad files."""
 
 import io
-import os
 import sys
 from pathlib import Path
 
@@ -227,9 +226,3 @@ def test_a_picture_of_pil_is_turned_upright_and_held_to_the_same_limits():
     ):
         with pytest.raises(ImageError, match=message):
             read_image(picture, 64)
-
-
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ImageError, match="pipe.png: is a device or a pipe"):
-        read_image(tmp_path / "pipe.png", 64)

@@ -81,10 +81,7 @@ def preprocess(picture: Image.Image, size: int) -> np.ndarray:
 def _open(source: str | os.PathLike | bytes, name: str, size: int) -> Image.Image:
     if isinstance(source, str | os.PathLike):
         try:
-            path = Path(source)
-            if path.exists() and not path.is_file() and not path.is_dir():  # reading it might never end
-                raise ImageError(f"{name}: is a device or a pipe; give a file")
-            data = path.read_bytes()
+            data = Path(source).read_bytes()
         except FileNotFoundError:
             raise ImageError(f"{name}: no such file") from None
         except OSError as error:

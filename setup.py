@@ -55,6 +55,7 @@ EXTRAS["test"] = [
     "transformers>=5.0",
     "pytest>=8",
     "pytest-timeout",
+    "pytest-xdist",
     "hypothesis",
     "jiwer",
     "ruff",

@@ -6,6 +6,7 @@
 # the rival reader of the data benchmark; the tests of both are skipped without them.
 # COMPILERS=DIR (as CI has it) installs the compilers of H200s and TPUs there, 1 GB, for the tests that compile for machines
 # that are not here; they are skipped without them.
+# WORKERS=N runs the tests of N files side by side (default: one a core, at most 8; each takes some 4 GB). 0: in one process.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh "${TEST_EXTRAS:-test}"
@@ -31,4 +32,6 @@ PYTHON
   fi
 fi
 ruff check .
-exec python -m pytest "$@"
+workers=${WORKERS:-$(python -c 'from ar_omni_jax.machine import cores; print(min(cores(), 8))')}
+# The tests of one file share what they have compiled: they stay together.
+exec python -m pytest --numprocesses="$workers" --dist=loadfile "$@"

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ar_omni_jax.benchmarks.accelerator_plan import POINTS, SIZES, Point
+from ar_omni_jax.benchmarks.record import write_record
 from ar_omni_jax.files import replace_file
 from ar_omni_jax.machine import take_gpu_memory
 
@@ -144,7 +145,7 @@ def measure_all(options: argparse.Namespace, points: Sequence[Point] = POINTS) -
             row = {"size": point.size, "documents": point.documents, "error": str(error)}
         record["points"][point.name] = row
         say(line(point.name, row))
-        replace_file(options.output, (json.dumps(record, indent=1) + "\n").encode())
+        write_record(record, options.output)
     return record
 
 

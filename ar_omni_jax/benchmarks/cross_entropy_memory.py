@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ar_omni_jax.benchmarks.record import publish
 from ar_omni_jax.benchmarks.resident import added_by
-from ar_omni_jax.files import replace_file
 from ar_omni_jax.machine import machine
 from ar_omni_jax.training.losses import plain_token_losses, token_losses
 
@@ -206,9 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(table(record))
-    replace_file(options.output, (json.dumps(record, indent=1) + "\n").encode())
-    print(f"wrote {options.output}")
+    publish(record, table(record), options.output)
     return 0
 
 

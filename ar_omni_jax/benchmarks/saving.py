@@ -13,7 +13,6 @@ began.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -25,9 +24,9 @@ from typing import Any
 import jax
 
 from ar_omni_jax.benchmarks import training_work as work
+from ar_omni_jax.benchmarks.record import publish
 from ar_omni_jax.benchmarks.training_ours import OurStep
 from ar_omni_jax.checkpoint import Checkpoints, Description
-from ar_omni_jax.files import replace_file
 from ar_omni_jax.machine import machine
 from ar_omni_jax.training.saving import Saver
 
@@ -174,9 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         times = measure(options, Path(folder))
     names = {"size": options.size, "every": options.every, "machine": found, "name": f"jax {jax.__version__}"}
     record = names | {"summary": summary(times), "times": times}
-    print(table(record))
-    replace_file(options.output, (json.dumps(record, indent=1) + "\n").encode())
-    print(f"wrote {options.output}")
+    publish(record, table(record), options.output)
     return 0
 
 

@@ -12,7 +12,6 @@ for one step's products, all matrices of the model in their order. They say from
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -24,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ar_omni_jax.benchmarks.record import publish
 from ar_omni_jax.decoding.rows import known_options
 from ar_omni_jax.evaluation.latency_subjects import SIZES, random_subject
-from ar_omni_jax.files import replace_file
 from ar_omni_jax.machine import machine
 from ar_omni_jax.model.decode_weights import DecodeWeights, make_decode_weights, tile_weights
 from ar_omni_jax.model.quantized import Matrix, multiply
@@ -125,9 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(table(record))
-    replace_file(options.output, (json.dumps(record, indent=1) + "\n").encode())
-    print(f"wrote {options.output}")
+    publish(record, table(record), options.output)
     return 0
 
 

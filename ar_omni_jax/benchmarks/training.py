@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from ar_omni_jax.benchmarks import training_work as work
-from ar_omni_jax.files import replace_file
+from ar_omni_jax.benchmarks.record import publish
 from ar_omni_jax.machine import machine, peak_resident_bytes
 
 SIDES = ("ours", "torch")
@@ -196,9 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(table(record))
-    replace_file(options.output, (json.dumps(record, indent=1) + "\n").encode())
-    print(f"wrote {options.output}")
+    publish(record, table(record), options.output)
     return 0
 
 

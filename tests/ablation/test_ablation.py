@@ -87,6 +87,25 @@ def test_other_settings_do_not_mix(plan, tmp_path, monkeypatch):
         runner.run_all(changed, tmp_path / "out")
 
 
+def test_rows_whose_codes_were_rounded_on_another_processor_are_the_same_data(plan, tmp_path, monkeypatch):
+    def packed(tokens, digest):
+        origin = {"documents": 3, "tokens": tokens, "digest": digest, "shards": digest}
+        file = tmp_path / "packed" / "dataset.json"
+        file.write_text(json.dumps({"splits": {"train": {"tokens": tokens, "origin": origin}}}))
+
+    stand_in(monkeypatch, DONE)
+    packed(900, "here")
+    runner.run_all(plan, tmp_path / "out")
+    packed(900, "there")
+    runner.run_all(plan, tmp_path / "out")
+    packed(901, "here")
+    with pytest.raises(AblationError, match="packed was [0-9a-f]{16}, is [0-9a-f]{16}"):
+        runner.run_all(plan, tmp_path / "out")
+    (tmp_path / "packed" / "dataset.json").write_text("{")
+    with pytest.raises(AblationError, match="dataset.json is damaged .*pack_shards"):
+        runner.run_all(plan, tmp_path / "out")
+
+
 def test_data_are_known_by_what_they_hold(plan, tmp_path, monkeypatch):
     stand_in(monkeypatch, DONE)
     runner.run_all(plan, tmp_path / "out")

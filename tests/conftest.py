@@ -1,7 +1,10 @@
 """One process with 8 fake CPU devices for the whole suite: set before anything imports jax."""
 
+import gc
 import os
 import signal
+import sys
+from pathlib import Path
 
 # A shell's background job ignores Ctrl-C, one under nohup a closed session, and so would the processes that tests start
 # and interrupt.
@@ -31,3 +34,17 @@ if os.environ.get("CI"):
     for _name in ("jax_plugins/xla_cuda12", "libtpu") if _compilers else ():
         if not os.path.isdir(os.path.join(_compilers, _name)):
             raise RuntimeError(f"COMPILERS={_compilers} has no {_name}: launch/run_tests.sh did not install it whole")
+
+# Linux gives a process 65,530 mappings of memory (vm.max_map_count). Compiled programs take a few each, and a compiler
+# that gets none crashes: the whole suite in one process came to that.
+MAPPINGS = Path("/proc/self/maps")
+MANY_MAPPINGS = 20_000
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Between files, forgets what was compiled where that has become much."""
+    if nextitem is None or nextitem.path == item.path or "jax" not in sys.modules or not MAPPINGS.exists():
+        return
+    if MAPPINGS.read_bytes().count(b"\n") > MANY_MAPPINGS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()

@@ -6,10 +6,23 @@ import sys
 
 import pytest
 
+from ar_omni_jax import machine
 from ar_omni_jax.compile_check.targets import CHIPS, GIB
 from ar_omni_jax.machine import GPU_MEMORY_SHARE, take_gpu_memory
 
 NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+
+
+@pytest.mark.parametrize(
+    ("info", "vendor"),
+    [("processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t: a b\n\nvendor_id\t: Other\n", "GenuineIntel"), ("", ""),
+     ("CPU implementer\t: 0x41\n", ""), (None, "")],
+)  # fmt: skip
+def test_the_vendor_is_that_of_the_first_processor_or_unknown(monkeypatch, tmp_path, info, vendor):
+    if info is not None:
+        (tmp_path / "cpuinfo").write_text(info)
+    monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "cpuinfo")
+    assert machine.processor_vendor() == vendor
 
 
 @pytest.fixture

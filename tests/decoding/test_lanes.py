@@ -30,13 +30,23 @@ def test_lane_count(rows, megabytes, cores, expected):
     assert rows % count == 0 and (count == 1 or rows // count >= lanes.ROWS_OF_A_LANE)
 
 
-@pytest.fixture(scope="module")
-def engine():
+def make_laned(vendor):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lanes, "cores", lambda: 2)
+        patch.setattr(lanes, "processor_vendor", lambda: vendor)
         made = make_engine(rows=8)
     assert [lane.rows for lane in made._lanes] == [4, 4]
     return made
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return make_laned("AuthenticAMD")
+
+
+def test_matrices_are_in_tiles_where_that_was_measured_to_be_faster(engine):
+    assert all(lane._tiled is not lane._weights for lane in engine._lanes)
+    assert all(lane._tiled is lane._weights for vendor in ("GenuineIntel", "") for lane in make_laned(vendor)._lanes)
 
 
 @settings(max_examples=15, deadline=None)

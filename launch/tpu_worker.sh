@@ -101,7 +101,7 @@ run_training() { # WORKDIR ARGUMENT...; the body of the session
   "${HOSTS_PYTHON:-$checkout/.venv/bin/python}" -u -m ar_omni_jax.main --distributed --workdir="$workdir" "$@" &
   python=$!
   echo "$python" >"$state/pid"
-  while sleep 60; do keep_log "$workdir"; done &
+  while sleep 60 && kill -0 $$ 2>/dev/null; do keep_log "$workdir"; done & # until this session is lost
   copier=$!
   wait "$python" || code=$?
   kill "$copier" 2>/dev/null || true

@@ -139,6 +139,8 @@ def document_from_json(record: Mapping, *, source: str = "", where: str = "") ->
     for key in ("id", "task", "turns"):
         if key not in record:
             raise DocumentError(f"{where}: key {key!r} is missing; a document needs id, task and turns")
+    if not is_id(record["id"]):
+        raise DocumentError(f"{where}: 'id' must be a text or a whole number, got {record['id']!r}")
     if record["task"] not in TASKS:
         raise DocumentError(f"{where}: unknown task {record['task']!r}; known tasks: {', '.join(TASKS)}")
     turns = []
@@ -159,6 +161,11 @@ def document_from_json(record: Mapping, *, source: str = "", where: str = "") ->
     if group not in GROUPS:
         raise DocumentError(f"{where}: group {group!r} is not one of {', '.join(GROUPS)}")
     return Document(str(record["id"]), record["task"], group, tuple(turns), source, record.get("meta", {}))
+
+
+def is_id(value) -> bool:
+    """Whether a record's "id" names it: a text that is not empty, or a whole number."""
+    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
 
 
 def _part_from_json(part: Mapping, where: str) -> Part:

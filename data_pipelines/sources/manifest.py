@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ar_omni_jax.documents import Document, DocumentError, Part, document_from_json
+from ar_omni_jax.documents import Document, DocumentError, Part, document_from_json, is_id
 from ar_omni_jax.vocabulary import Modality
 from data_pipelines.pairs import prompt_dropped
 from data_pipelines.sources.base import LineIndex, Record
@@ -38,7 +38,7 @@ class ManifestSource:
         for _, _, line in self._index.lines(0, len(self)):
             try:
                 record = parse_object(line, "")
-                yield str(record["id"]) if "id" in record else None
+                yield str(record["id"]) if is_id(record.get("id")) else None
             except DocumentError:
                 yield None
 
@@ -47,7 +47,7 @@ class ManifestSource:
             where, name = f"{self.path}: line {number}", ""
             try:
                 data = parse_object(line, where)
-                name = str(data.get("id", ""))
+                name = str(data["id"]) if is_id(data.get("id")) else ""
                 document = document_from_json(data, source="manifest", where=where)
                 yield Record(index, where, name, self._resolved(document, where))
             except DocumentError as e:

@@ -58,6 +58,7 @@ def test_arrays():
         (np.array([np.inf], np.float32), "infinite"),
         (np.zeros((1, 2, 3), np.float32), "expected"),
         (np.array(["a"]), "expected"),
+        (np.array([0, 16384]), "64-bit samples is unknown"),
         (np.zeros((2, 800), np.float32), r"float32\[2, 800\]: more channels than samples"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",  # a WAV of floats has the time of its making in it

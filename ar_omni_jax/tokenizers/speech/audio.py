@@ -66,6 +66,8 @@ def read_audio(
         rate = sample_rate if source_rate is None else source_rate
         if samples.ndim not in (1, 2) or samples.dtype.kind not in "fi":
             raise AudioError(f"{where}: expected float or signed integer samples [T] or [T, channels]")
+        if samples.dtype == np.int64:  # of another library's integers: their range is not that of the sound
+            raise AudioError(f"{where}: the range of 64-bit samples is unknown; give int16, int32 or float in [-1, 1]")
         if samples.ndim == 2 and 0 < samples.shape[0] < samples.shape[1]:
             raise AudioError(f"{where}: more channels than samples; give samples [T, channels] (transpose it)")
         _check_length(where, samples.shape[0], samples[:1].size, rate, sample_rate)

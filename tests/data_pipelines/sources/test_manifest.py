@@ -53,6 +53,9 @@ BAD = [
     ("{", "malformed JSON"),
     ("[1]", "must be a JSON object, not list"),
     ('{"id": "a", "task": "text"}', "key 'turns' is missing"),
+    ('{"id": null, "task": "text", "turns": [[{"text": "x"}]]}', "'id' must be a text or a whole number, got None"),
+    ('{"id": "", "task": "text", "turns": [[{"text": "x"}]]}', "'id' must be a text or a whole number, got ''"),
+    ('{"id": ["a"], "task": "text", "turns": [[{"text": "x"}]]}', "'id' must be a text or a whole number, got ['a']"),
     ('{"id": "a", "task": "dance", "turns": [[{"text": "x"}]]}', "unknown task 'dance'"),
     ('{"id": "a", "task": "asr", "turns": [[{"speech": "a.wav"}], [{"text": ""}]]}', "turn 1: empty"),
     ('{"id": "a", "task": "caption", "turns": [[{"image": 3}], [{"text": "x"}]]}', "image must be a path"),
@@ -76,6 +79,12 @@ def test_duplicates_are_found_and_unreadable_lines_are_not_duplicates(tmp_path):
     names = ["a", "b", "a", "c", "b", "a"]
     source = ManifestSource(write(tmp_path / "m.jsonl", [line(n) for n in names] + ["{", "{"]))
     assert duplicates(source) == {2: 0, 4: 1, 5: 0}
+
+
+def test_records_without_an_id_are_not_duplicates_and_numbers_are_ids(tmp_path):
+    source = ManifestSource(write(tmp_path / "m.jsonl", [line(None), line(None), line(7), line("7")]))
+    assert duplicates(source) == {3: 2}
+    assert [record.id for record in source.read(0, 4)] == ["", "", "7", "7"]
 
 
 def test_digest_follows_the_content(tmp_path):

@@ -59,11 +59,23 @@ class Plan:
             raise AblationError("name each variant once")
         if self.seeds < 1 or self.limit < 2:
             raise AblationError(f"seeds={self.seeds}, limit={self.limit}: at least 1 and 2")
+        self._check_settings()
         packing = "pack_shards"
         needed = [(self.packed, packing), (self.packed / "dataset.json", packing), (self.manifest, "toyworld")]
         for path, how in needed if self.study.judged else needed[:2]:
             if not path.exists():
                 raise AblationError(f"{path} does not exist; launch/run_local.sh or data_pipelines.{how} makes it")
+
+    def _check_settings(self) -> None:
+        own = self.study.own_settings()
+        for word in self.settings:
+            key, _, value = word.removeprefix("--config.").partition("=")
+            # A rate of 0 is 0 times anything: it turns an optimizer off, as for the probe without Muon.
+            if key in own and not (key in self.study.scaled and value in ("0", "0.0")):
+                raise AblationError(
+                    f"{word}: {key} is what the runs differ in, and given for all it would make some of them the same; "
+                    "leave it out"
+                )
 
     def comparable(self) -> dict:
         """What must not change between runs that are compared. More variants or seeds may come later, and data may

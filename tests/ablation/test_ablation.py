@@ -15,7 +15,7 @@ from made_runs import write_run
 from ar_omni_jax.ablation import page, results, runner
 from ar_omni_jax.ablation.command import run_command
 from ar_omni_jax.ablation.runner import AblationError, Plan
-from ar_omni_jax.ablation.study import ABLATION
+from ar_omni_jax.ablation.study import ABLATION, STABILITY
 from ar_omni_jax.ablation.variants import VARIANTS
 from ar_omni_jax.config import base_config, load_config
 
@@ -154,6 +154,27 @@ def test_plans_that_cannot_be_are_refused(plan, change, message):
     given = {name: getattr(plan, name) for name in ("packed", "manifest", "variants", "seeds")} | change
     with pytest.raises(AblationError, match=message):
         Plan(**given)
+
+
+@pytest.mark.parametrize(
+    ("study", "setting"),
+    [
+        (ABLATION, "seed=7"),  # three runs of one seed would be taken for three seeds that agree
+        (ABLATION, "data.path=elsewhere"),
+        (ABLATION, "loss.perceptual_weight=0.5"),  # "no_perceptual" would have it too
+        (ABLATION, "model.norm_placement=pre"),
+        (STABILITY, "optimizer.peak_lr=0.001"),  # ten times a rate would be that rate
+        (STABILITY, "optimizer.muon_lr=0.01"),
+    ],
+)
+def test_settings_that_would_make_runs_of_two_names_the_same_are_refused(plan, study, setting):
+    given = {"packed": plan.packed, "manifest": plan.manifest, "seeds": 3, "study": study, "variants": study.usual}
+    with pytest.raises(AblationError, match=f"config.{setting}: .* is what the runs differ in"):
+        Plan(settings=(f"--config.{setting}",), **given)
+    allowed = ("--config.train.steps=600", "--config.train.log_every=5")
+    if study is STABILITY:
+        allowed += ("--config.optimizer.muon_lr=0",)
+    assert Plan(settings=allowed, **given).settings == allowed
 
 
 def test_an_interruption_waits_for_the_training_to_save(tmp_path):

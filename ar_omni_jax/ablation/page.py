@@ -8,7 +8,7 @@ from pathlib import Path
 from ar_omni_jax.ablation import curves, examples
 from ar_omni_jax.ablation.intervals import decided
 from ar_omni_jax.ablation.results import Run, read_runs
-from ar_omni_jax.ablation.runner import PLAN_FILE
+from ar_omni_jax.ablation.runner import read_plan
 from ar_omni_jax.ablation.study import ABLATION
 from ar_omni_jax.ablation.summary import MODALITIES, TASKS, summarize
 from ar_omni_jax.ablation.verdicts import AGREES, DISAGREES, PAPER_MEASURES, UNDECIDED, jump_verdict, missing, verdicts
@@ -29,7 +29,7 @@ def write_page(output: Path) -> Path:
     plots = _plots(runs, assets)
     found = verdicts(summary)
     record = {
-        "plan": json.loads((output / PLAN_FILE).read_text()),
+        "plan": read_plan(output),
         "machine": machine(),
         "steps": steps(runs),
         "record_steps": record_steps(runs),

@@ -22,6 +22,7 @@ from ar_omni_jax.files import only_writer, replace_file
 PLAN_FILE = "plan.json"
 JUDGED = "evaluation/evaluation.json"  # written last, so that it says of a run that it is finished
 TRAINED = "trained.json"  # the same of a run that is not judged
+_PLAN_REMEDY = "remove it, and the command that made the runs writes it again"
 
 
 class AblationError(ValueError):
@@ -96,6 +97,19 @@ class Plan:
 def workdir(output: Path, variant: str, seed: int) -> Path:
     """Of one run."""
     return output / "runs" / variant / f"seed-{seed}"
+
+
+def read_plan(output: Path) -> dict:
+    """What the runs under `output` have in common, as `Plan.comparable` has it; AblationError for none or a damaged
+    one."""
+    path = output / PLAN_FILE
+    try:
+        plan = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise AblationError(f"{path} cannot be read ({error}); {_PLAN_REMEDY}") from error
+    if not isinstance(plan, dict) or not isinstance(plan.get("settings"), list):
+        raise AblationError(f"{path} is damaged: no settings stand in it; {_PLAN_REMEDY}")
+    return plan
 
 
 def finished(output: Path, variant: str, seed: int) -> bool:
@@ -176,18 +190,18 @@ def _packed_digest(packed: Path) -> str:
     file = packed / "dataset.json"
     try:
         held = json.loads(file.read_text())
-    except ValueError as error:
+        for split in held.get("splits", {}).values():
+            for part in ("digest", "shards"):
+                split.get("origin", {}).pop(part, None)
+    except (ValueError, AttributeError, TypeError) as error:
         raise AblationError(f"{file} is damaged ({error}); data_pipelines.pack_shards makes it again") from None
-    for split in held.get("splits", {}).values():
-        for part in ("digest", "shards"):
-            split.get("origin", {}).pop(part, None)
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _claim(plan: Plan, output: Path) -> None:
     path, ours = output / PLAN_FILE, plan.comparable()
     if path.is_file():
-        theirs = json.loads(path.read_text())
+        theirs = read_plan(output)
         changed = [name for name in ours if ours[name] != theirs.get(name)]
         if changed:
             was = "; ".join(f"{name} was {theirs.get(name)}, is {ours[name]}" for name in changed)

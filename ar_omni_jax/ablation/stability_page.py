@@ -10,7 +10,7 @@ from ar_omni_jax.ablation.arms import ARMS, GROUPS
 from ar_omni_jax.ablation.page import render, steps
 from ar_omni_jax.ablation.probe import COMPARED, said, summarize
 from ar_omni_jax.ablation.results import Run, read_runs
-from ar_omni_jax.ablation.runner import PLAN_FILE
+from ar_omni_jax.ablation.runner import read_plan
 from ar_omni_jax.ablation.spikes import LOSS
 from ar_omni_jax.ablation.study import STABILITY
 from ar_omni_jax.ablation.summary import MODALITIES
@@ -32,7 +32,7 @@ def write_page(output: Path) -> Path:
     curves.plot_rungs(rungs, LOSS, "training loss", assets / "losses.png", SMOOTH)
     curves.plot_rungs(rungs, "grad_norm", "gradient norm", assets / "gradient-norms.png")
     record = {
-        "plan": json.loads((output / PLAN_FILE).read_text()),
+        "plan": read_plan(output),
         "machine": machine(),
         "steps": steps(runs),
         "arms": summarize(runs),

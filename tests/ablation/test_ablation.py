@@ -135,7 +135,12 @@ def test_what_is_kept_makes_the_same_page_and_goes_on(plan, tmp_path, monkeypatc
     page.write_page(kept)
     assert (kept / "index.html").read_text() == (output / "index.html").read_text()
     assert not any("somebody" in file.read_text() for file in kept.rglob("*.json"))
-    capsys.readouterr()
+    (tmp_path / "other").mkdir()
+    theirs = json.loads((output / runner.PLAN_FILE).read_text()) | {"limit": 9}
+    (tmp_path / "other" / runner.PLAN_FILE).write_text(json.dumps(theirs))
+    assert run_command(ABLATION, "", page.write_page, [*command[:-1], str(tmp_path / "other")]) == 1
+    assert "another kind stand there; give another --keep" in capsys.readouterr().err
+    assert json.loads((tmp_path / "other" / runner.PLAN_FILE).read_text()) == theirs
     stand_in(monkeypatch, DONE)
     runner.run_all(plan, kept)
     assert [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["full", "plain"]
@@ -236,11 +241,43 @@ def test_the_page_has_every_variant_and_leaves_out_what_was_not_measured(tmp_pat
     assert "nothing jumped" in (tmp_path / "index.html").read_text()
 
 
-def test_damaged_and_missing_runs_are_named(tmp_path):
+@pytest.mark.parametrize(
+    ("evaluation", "metrics"),
+    [
+        ('{"systems"', ""),
+        ("[]", ""),
+        ('{"systems": {"trained model": {"asr": {"examples": [{"edits": 1}]}}}}', ""),
+        ('{"systems": {"trained model": {"t2i": {"examples": [{"attributes": "many"}]}}}}', ""),
+        ('{"systems": {"trained model": {}}}', "[1]\n{}\n"),
+    ],
+)
+def test_damaged_runs_are_named(tmp_path, evaluation, metrics):
     with pytest.raises(AblationError, match="no finished run"):
         results.read_runs(tmp_path, ABLATION)
     folder = runner.workdir(tmp_path, "full", 0)
     (folder / "evaluation").mkdir(parents=True)
-    (folder / "evaluation" / "evaluation.json").write_text('{"systems"')
-    with pytest.raises(AblationError, match="is damaged"):
+    (folder / "evaluation" / "evaluation.json").write_text(evaluation)
+    (folder / "metrics.jsonl").write_text(metrics)
+    with pytest.raises(AblationError, match="seed-0 is damaged .*remove it"):
         results.read_runs(tmp_path, ABLATION)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"limit": 3}', None])
+def test_a_plan_that_is_damaged_or_gone_is_named(plan, tmp_path, capsys, monkeypatch, text):
+    output = tmp_path / "out"
+    write_run(output, "full", 0, 0.5)
+    if text is not None:
+        (output / runner.PLAN_FILE).write_text(text)
+        with pytest.raises(AblationError, match="plan.json"):
+            runner.run_all(plan, output)
+    for more in (["--page_only"], ["--keep", str(tmp_path / "kept")]):
+        assert run_command(ABLATION, "", page.write_page, ["--output", str(output), *more]) == 1
+        error = capsys.readouterr().err
+        assert "plan.json" in error and "remove it, and the command that made the runs" in error
+
+
+@pytest.mark.parametrize("text", ["[]", '{"splits": {"train": 5}}', '{"splits": []}'])
+def test_rows_whose_description_is_damaged_are_named(plan, tmp_path, text):
+    (tmp_path / "packed" / "dataset.json").write_text(text)
+    with pytest.raises(AblationError, match="dataset.json is damaged .*pack_shards"):
+        plan.comparable()

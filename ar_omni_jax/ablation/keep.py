@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from ar_omni_jax.ablation.examples import ANSWERS, PICTURES
+from ar_omni_jax.ablation.page import RECORD
 from ar_omni_jax.ablation.runner import JUDGED, PLAN_FILE, AblationError, finished_runs, read_plan, workdir
 from ar_omni_jax.ablation.study import Study
 from ar_omni_jax.evaluation.report import made_files
@@ -33,6 +34,8 @@ def keep(output: Path, study: Study, target: Path) -> int:
         raise AblationError(f"{target / PLAN_FILE}: runs of another kind stand there; give another --keep")
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(output / PLAN_FILE, target / PLAN_FILE)
+    if (output / RECORD).is_file():  # it tells on which machines the runs were made
+        shutil.copyfile(output / RECORD, target / RECORD)
     for run in runs:
         _keep_run(workdir(output, *run), workdir(target, *run))
     return len(runs)

@@ -16,6 +16,8 @@ from ar_omni_jax.evaluation.toy_tasks import MEASURES
 from ar_omni_jax.files import replace_file
 from ar_omni_jax.machine import machine
 
+RECORD = "ablation.json"
+
 
 def write_page(output: Path) -> Path:
     """OUTPUT/index.html with its plots and samples, and ablation.json; returns the page's path.
@@ -30,7 +32,8 @@ def write_page(output: Path) -> Path:
     found = verdicts(summary)
     record = {
         "plan": read_plan(output),
-        "machine": machine(),
+        "machines": machines(output / RECORD, runs),
+        "runs": seeds(runs),
         "steps": steps(runs),
         "record_steps": record_steps(runs),
         "variants": summary,
@@ -38,7 +41,7 @@ def write_page(output: Path) -> Path:
         "missing": missing(summary),
         "jump": jump_verdict(summary),
     }
-    replace_file(output / "ablation.json", (json.dumps(record, indent=1) + "\n").encode())
+    replace_file(output / RECORD, (json.dumps(record, indent=1) + "\n").encode())
     page = render(
         "page.html",
         **record,
@@ -54,6 +57,28 @@ def write_page(output: Path) -> Path:
     )
     replace_file(output / "index.html", page.encode())
     return output / "index.html"
+
+
+def seeds(runs: dict[str, list[Run]]) -> dict[str, list[int]]:
+    """Variant -> seeds of its runs."""
+    return {name: [run.seed for run in rows] for name, rows in runs.items()}
+
+
+def machines(record: Path, runs: dict[str, list[Run]]) -> list[dict]:
+    """Where the runs were made: what the last page's record says, and this machine if runs have come since.
+
+    A page may be written again anywhere, from what was kept.
+    """
+    try:
+        told = json.loads(record.read_text())
+        known = told["machines"] if "machines" in told else [told["machine"]]
+        had = told["runs"] if "runs" in told else {name: row["seeds"] for name, row in told["variants"].items()}
+        same = [{**one, "load": None} for one in known]  # how busy it was makes it no other machine
+        came = any(set(found) - set(had.get(name, ())) for name, found in seeds(runs).items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or not ours: it is written anew
+        known, same, came = [], [], True
+    here = machine()
+    return known + ([here] if came and {**here, "load": None} not in same else [])
 
 
 def render(template: str, **values) -> str:

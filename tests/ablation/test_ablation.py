@@ -14,6 +14,7 @@ from made_runs import write_run
 
 from ar_omni_jax.ablation import page, results, runner
 from ar_omni_jax.ablation.command import run_command
+from ar_omni_jax.ablation.keep import keep
 from ar_omni_jax.ablation.runner import AblationError, Plan
 from ar_omni_jax.ablation.study import ABLATION, STABILITY
 from ar_omni_jax.ablation.variants import VARIANTS
@@ -239,6 +240,31 @@ def test_the_page_has_every_variant_and_leaves_out_what_was_not_measured(tmp_pat
     page.write_page(tmp_path)
     assert (tmp_path / "page" / "figure-3.png").is_file()
     assert "nothing jumped" in (tmp_path / "index.html").read_text()
+
+
+def test_a_page_tells_where_the_runs_were_made_wherever_it_is_written(tmp_path, monkeypatch):
+    def write(folder, processor, load):
+        here = {"devices": 1, "device": "cpu", "cores": 2, "processor": processor, "jax": "0.10.2", "load": load}
+        monkeypatch.setattr(page, "machine", lambda: here)
+        page.write_page(folder)
+        machines = json.loads((folder / page.RECORD).read_text())["machines"]
+        assert all(one["processor"] in (folder / "index.html").read_text() for one in machines)
+        return [one["processor"] for one in machines]
+
+    output, kept = tmp_path / "out", tmp_path / "kept"
+    write_run(output, "full", 0, 0.75)
+    (output / runner.PLAN_FILE).write_text(json.dumps({"limit": 3, "settings": []}))
+    assert write(output, "first processor", 0.5) == ["first processor"]
+    keep(output, ABLATION, kept)
+    assert write(kept, "second processor", 0.5) == ["first processor"]  # which only writes the page again
+    write_run(kept, "plain", 0, 0.5)
+    assert write(kept, "second processor", 0.5) == ["first processor", "second processor"]
+    write_run(kept, "full", 1, 0.5)
+    assert write(kept, "first processor", 9.0) == ["first processor", "second processor"]
+    record = json.loads((output / page.RECORD).read_text())
+    older = {"machine": record["machines"][0], "variants": record["variants"]}  # as the first pages had it
+    (output / page.RECORD).write_text(json.dumps(older))
+    assert write(output, "second processor", 0.5) == ["first processor"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from ar_omni_jax.ablation import curves, examples
 from ar_omni_jax.ablation.intervals import decided
 from ar_omni_jax.ablation.results import Run, read_runs
 from ar_omni_jax.ablation.runner import read_plan
+from ar_omni_jax.ablation.spikes import WINDOW
 from ar_omni_jax.ablation.study import ABLATION
 from ar_omni_jax.ablation.summary import MODALITIES, TASKS, summarize
 from ar_omni_jax.ablation.verdicts import AGREES, DISAGREES, PAPER_MEASURES, UNDECIDED, jump_verdict, missing, verdicts
@@ -52,6 +53,8 @@ def write_page(output: Path) -> Path:
         paper_measures=PAPER_MEASURES,
         modalities=MODALITIES,
         decided=decided,
+        window=WINDOW,
+        unjudged=WINDOW * record["record_steps"],
         plots=plots,
         samples={name: examples.collect(output, name, rows[0].seed, assets) for name, rows in runs.items()},
     )

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from made_runs import write_run
+from made_runs import write_metrics, write_run
 
 from ar_omni_jax.ablation import page, results, runner
 from ar_omni_jax.ablation.command import run_command
@@ -239,7 +239,16 @@ def test_the_page_has_every_variant_and_leaves_out_what_was_not_measured(tmp_pat
     (tmp_path / "runs" / "plain" / "seed-0.log").touch()  # somebody's own, no run
     page.write_page(tmp_path)
     assert (tmp_path / "page" / "figure-3.png").is_file()
-    assert "nothing jumped" in (tmp_path / "index.html").read_text()
+    text = (tmp_path / "index.html").read_text()
+    assert "too short to tell, they end before step 25" in text and "nothing jumped" not in text
+    # Five records of thirty can be judged: that nothing jumped is said of those alone.
+    for variant in ("full", "plain"):
+        folder = runner.workdir(tmp_path, variant, 0)
+        write_metrics(folder, [1.0] * 30, held_out=[1.25])
+    page.write_page(tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    assert "nothing jumped after step 25" in text and "<td>5</td>" in text
+    assert "of these 4, 0.2" in " ".join(text.split())  # differences decided by chance
 
 
 def test_a_page_tells_where_the_runs_were_made_wherever_it_is_written(tmp_path, monkeypatch):

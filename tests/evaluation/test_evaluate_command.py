@@ -179,7 +179,7 @@ def test_a_document_that_cannot_be_asked(run, data, capsys):
         (["--task=tts", "--recognizer=tiny_judges:None_"], "tiny_judges has no function None_"),
         (["--task=t2i", "--clip=no_such:Thing"], "no module no_such"),
         (["--task=t2i", "--metrics=fid", "--fid=cleanfid:blurred"], "modes clean, legacy_pytorch, legacy_tensorflow"),
-        (["--task=t2i", "--metrics=attributes"], "meta.scene is missing; attributes can be judged"),
+        (["--task=t2i", "--metrics=attributes"], "meta.scene is missing or damaged; attributes can be judged"),
         (["--task=asr", "--limit=1"], "has one document of task asr"),
     ],
 )
@@ -189,8 +189,17 @@ def test_what_cannot_be_is_told_in_a_line(run, capsys, arguments, message):
     assert code == 1 and record is None and message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("scene", [None, 5, {}, {"objects": 3, "background": "red"}])
+def test_a_damaged_scene_is_named(run, data, capsys, scene):
+    lines = [json.loads(line) | {"meta": {"scene": scene}} for line in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, record, _ = run("out", "--task=t2i")
+    error = capsys.readouterr().err
+    assert code == 1 and record is None and "document 't2i-0' (5 in all): meta.scene is missing or damaged" in error
+
+
 def test_unknown_names_are_usage_errors(run, capsys):
-    for flag in ("--metrics=bleu", "--systems=oracle", "--limit=-1"):
+    for flag in ("--metrics=bleu", "--systems=oracle", "--limit=-1", "--max_seconds=nan", "--max_seconds=inf"):
         with pytest.raises(SystemExit):
             run("out", flag)
         assert flag.split("=")[0] in capsys.readouterr().err

@@ -160,7 +160,10 @@ def document_from_json(record: Mapping, *, source: str = "", where: str = "") ->
     group = record.get("group") or default_group(turns)
     if group not in GROUPS:
         raise DocumentError(f"{where}: group {group!r} is not one of {', '.join(GROUPS)}")
-    return Document(str(record["id"]), record["task"], group, tuple(turns), source, record.get("meta", {}))
+    meta = record.get("meta") or {}
+    if not isinstance(meta, Mapping):
+        raise DocumentError(f"{where}: 'meta' must be an object, got {meta!r}")
+    return Document(str(record["id"]), record["task"], group, tuple(turns), source, meta)
 
 
 def is_id(value) -> bool:

@@ -15,6 +15,7 @@ answers. Answers and judgements are kept as they come: the same command goes on 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,8 +84,8 @@ def _list(text: str) -> tuple[str, ...]:
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Ends with a usage error for values without a meaning."""
     for name in ("batch", "max_text", "max_seconds"):
-        if getattr(options, name) <= 0:
-            parser.error(f"--{name} must be positive")
+        if not 0 < getattr(options, name) < math.inf:
+            parser.error(f"--{name} must be a positive number")
     if options.limit < 0:
         parser.error("--limit must be positive, or 0 for all documents")
     for name, known in (("metrics", KNOWN), ("systems", tuple(NAMES))):

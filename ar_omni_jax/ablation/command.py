@@ -51,12 +51,24 @@ def page_command(study: Study, options: argparse.Namespace) -> list[str]:
     return [sys.executable, "-m", study.module, *own]
 
 
+def _listen() -> None:
+    """Ends as by Ctrl-C when told to end or when the terminal is closed; the runs have sessions of their own, and would
+    go on alone."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A script's background job ignores Ctrl-C. So does this process, but not its runs, which are ended by one:
+        # what is ignored is handed down, a handler is not.
+        signal.signal(signal.SIGINT, lambda *_: None)
+
+
 def run_command(
     study: Study, about: str, write_page: Callable[[Path], Path], arguments: Sequence[str] | None = None
 ) -> int:
     """Does what the words ask for; returns the exit code. about: the command's help text."""
     options, settings = parse_arguments(study, about, arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _listen()
     try:
         if options.keep:
             print(f"kept {keep(options.output, study, options.keep)} runs in {options.keep}")

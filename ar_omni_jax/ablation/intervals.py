@@ -1,10 +1,10 @@
 """95 % intervals over few seeds and the same documents.
 
-Two things vary between runs of one variant: the seed (initialization, order of the data, draws of the decoding), and
-the documents that happen to be judged. The seeds are few, so theirs is Student's interval, which knows how little three
-values say of a spread; the documents are many, and the same for all seeds and variants, so theirs is a bootstrap that
-draws the same ones for all. The two add up in squares. That counts the noise of single answers twice: an interval may
-be too wide, not too narrow.
+Two things vary between runs of one variant: the seed (initialization, order of the data), and the documents that happen
+to be judged, each with draws of the decoding that are the same for all runs. The seeds are few, so theirs is Student's
+interval, which knows how little three values say of a spread; the documents are many, and the same for all seeds and
+variants, so theirs is a bootstrap that draws the same ones for all. The two add up in squares. That counts the noise of
+single answers twice: an interval may be too wide, not too narrow.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 from ar_omni_jax.ablation.examples import ANSWERS, PICTURES
-from ar_omni_jax.ablation.runner import JUDGED, PLAN_FILE, AblationError, finished_runs, workdir
+from ar_omni_jax.ablation.page import RECORD
+from ar_omni_jax.ablation.runner import JUDGED, PLAN_FILE, AblationError, finished_runs, read_plan, workdir
 from ar_omni_jax.ablation.study import Study
 from ar_omni_jax.evaluation.report import made_files
 from ar_omni_jax.files import replace_file
@@ -23,13 +24,18 @@ def keep(output: Path, study: Study, target: Path) -> int:
 
     Of every finished run: metrics.jsonl, evaluation.json without its paths, and the answers that the page shows.
     `target` is then an OUTPUT itself: `--page_only` writes its page, and without it the study goes on there.
-    Raises AblationError when nothing is finished.
+    Raises AblationError when nothing is finished, or runs of another plan stand in `target`: their pages would mix.
     """
     runs = finished_runs(output, study)
     if not runs:
         raise AblationError(f"{output}: no finished run to keep; python -m {study.module} makes them")
+    plan = read_plan(output)
+    if (target / PLAN_FILE).is_file() and read_plan(target) != plan:
+        raise AblationError(f"{target / PLAN_FILE}: runs of another kind stand there; give another --keep")
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(output / PLAN_FILE, target / PLAN_FILE)
+    if (output / RECORD).is_file():  # it tells on which machines the runs were made
+        shutil.copyfile(output / RECORD, target / RECORD)
     for run in runs:
         _keep_run(workdir(output, *run), workdir(target, *run))
     return len(runs)

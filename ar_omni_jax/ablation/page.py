@@ -8,13 +8,16 @@ from pathlib import Path
 from ar_omni_jax.ablation import curves, examples
 from ar_omni_jax.ablation.intervals import decided
 from ar_omni_jax.ablation.results import Run, read_runs
-from ar_omni_jax.ablation.runner import PLAN_FILE
+from ar_omni_jax.ablation.runner import read_plan
+from ar_omni_jax.ablation.spikes import WINDOW
 from ar_omni_jax.ablation.study import ABLATION
 from ar_omni_jax.ablation.summary import MODALITIES, TASKS, summarize
 from ar_omni_jax.ablation.verdicts import AGREES, DISAGREES, PAPER_MEASURES, UNDECIDED, jump_verdict, missing, verdicts
 from ar_omni_jax.evaluation.toy_tasks import MEASURES
 from ar_omni_jax.files import replace_file
 from ar_omni_jax.machine import machine
+
+RECORD = "ablation.json"
 
 
 def write_page(output: Path) -> Path:
@@ -29,8 +32,9 @@ def write_page(output: Path) -> Path:
     plots = _plots(runs, assets)
     found = verdicts(summary)
     record = {
-        "plan": json.loads((output / PLAN_FILE).read_text()),
-        "machine": machine(),
+        "plan": read_plan(output),
+        "machines": machines(output / RECORD, runs),
+        "runs": seeds(runs),
         "steps": steps(runs),
         "record_steps": record_steps(runs),
         "variants": summary,
@@ -38,7 +42,7 @@ def write_page(output: Path) -> Path:
         "missing": missing(summary),
         "jump": jump_verdict(summary),
     }
-    replace_file(output / "ablation.json", (json.dumps(record, indent=1) + "\n").encode())
+    replace_file(output / RECORD, (json.dumps(record, indent=1) + "\n").encode())
     page = render(
         "page.html",
         **record,
@@ -49,11 +53,35 @@ def write_page(output: Path) -> Path:
         paper_measures=PAPER_MEASURES,
         modalities=MODALITIES,
         decided=decided,
+        window=WINDOW,
+        unjudged=WINDOW * record["record_steps"],
         plots=plots,
         samples={name: examples.collect(output, name, rows[0].seed, assets) for name, rows in runs.items()},
     )
     replace_file(output / "index.html", page.encode())
     return output / "index.html"
+
+
+def seeds(runs: dict[str, list[Run]]) -> dict[str, list[int]]:
+    """Variant -> seeds of its runs."""
+    return {name: [run.seed for run in rows] for name, rows in runs.items()}
+
+
+def machines(record: Path, runs: dict[str, list[Run]]) -> list[dict]:
+    """Where the runs were made: what the last page's record says, and this machine if runs have come since.
+
+    A page may be written again anywhere, from what was kept.
+    """
+    try:
+        told = json.loads(record.read_text())
+        known = told["machines"] if "machines" in told else [told["machine"]]
+        had = told["runs"] if "runs" in told else {name: row["seeds"] for name, row in told["variants"].items()}
+        same = [{**one, "load": None} for one in known]  # how busy it was makes it no other machine
+        came = any(set(found) - set(had.get(name, ())) for name, found in seeds(runs).items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or not ours: it is written anew
+        known, same, came = [], [], True
+    here = machine()
+    return known + ([here] if came and {**here, "load": None} not in same else [])
 
 
 def render(template: str, **values) -> str:

@@ -45,12 +45,18 @@ def _read(folder: Path, seed: int, study: Study) -> Run:
         if study.judged:
             results = read_json(folder / JUDGED, f"python -m {study.module}")["systems"]["trained model"]
         train, validation = read_metrics(folder / "metrics.jsonl")
-    except (ReportError, KeyError) as error:
+        top, bottom = _counts(results)
+    except (ReportError, KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"{folder} is damaged ({error}); remove it and run python -m {study.module} again"
         raise AblationError(message) from error
+    return Run(seed, top, bottom, train, validation)
+
+
+def _counts(results: dict) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """`top` and `bottom` of a `Run`."""
     top, bottom = {}, {}
     for task in results:
         examples = results[task]["examples"]
         names = ("edits", "words") if task in ("asr", "tts") else ("attributes", None)
         top[task], bottom[task] = (np.array([e[n] if n else 1.0 for e in examples], float) for n in names)
-    return Run(seed, top, bottom, train, validation)
+    return top, bottom

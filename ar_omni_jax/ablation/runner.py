@@ -22,6 +22,7 @@ from ar_omni_jax.files import only_writer, replace_file
 PLAN_FILE = "plan.json"
 JUDGED = "evaluation/evaluation.json"  # written last, so that it says of a run that it is finished
 TRAINED = "trained.json"  # the same of a run that is not judged
+_PLAN_REMEDY = "remove it, and the command that made the runs writes it again"
 
 
 class AblationError(ValueError):
@@ -59,11 +60,23 @@ class Plan:
             raise AblationError("name each variant once")
         if self.seeds < 1 or self.limit < 2:
             raise AblationError(f"seeds={self.seeds}, limit={self.limit}: at least 1 and 2")
+        self._check_settings()
         packing = "pack_shards"
         needed = [(self.packed, packing), (self.packed / "dataset.json", packing), (self.manifest, "toyworld")]
         for path, how in needed if self.study.judged else needed[:2]:
             if not path.exists():
                 raise AblationError(f"{path} does not exist; launch/run_local.sh or data_pipelines.{how} makes it")
+
+    def _check_settings(self) -> None:
+        own = self.study.own_settings()
+        for word in self.settings:
+            key, _, value = word.removeprefix("--config.").partition("=")
+            # A rate of 0 is 0 times anything: it turns an optimizer off, as for the probe without Muon.
+            if key in own and not (key in self.study.scaled and value in ("0", "0.0")):
+                raise AblationError(
+                    f"{word}: {key} is what the runs differ in, and given for all it would make some of them the same; "
+                    "leave it out"
+                )
 
     def comparable(self) -> dict:
         """What must not change between runs that are compared. More variants or seeds may come later, and data may
@@ -84,6 +97,19 @@ class Plan:
 def workdir(output: Path, variant: str, seed: int) -> Path:
     """Of one run."""
     return output / "runs" / variant / f"seed-{seed}"
+
+
+def read_plan(output: Path) -> dict:
+    """What the runs under `output` have in common, as `Plan.comparable` has it; AblationError for none or a damaged
+    one."""
+    path = output / PLAN_FILE
+    try:
+        plan = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise AblationError(f"{path} cannot be read ({error}); {_PLAN_REMEDY}") from error
+    if not isinstance(plan, dict) or not isinstance(plan.get("settings"), list):
+        raise AblationError(f"{path} is damaged: no settings stand in it; {_PLAN_REMEDY}")
+    return plan
 
 
 def finished(output: Path, variant: str, seed: int) -> bool:
@@ -164,18 +190,18 @@ def _packed_digest(packed: Path) -> str:
     file = packed / "dataset.json"
     try:
         held = json.loads(file.read_text())
-    except ValueError as error:
+        for split in held.get("splits", {}).values():
+            for part in ("digest", "shards"):
+                split.get("origin", {}).pop(part, None)
+    except (ValueError, AttributeError, TypeError) as error:
         raise AblationError(f"{file} is damaged ({error}); data_pipelines.pack_shards makes it again") from None
-    for split in held.get("splits", {}).values():
-        for part in ("digest", "shards"):
-            split.get("origin", {}).pop(part, None)
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _claim(plan: Plan, output: Path) -> None:
     path, ours = output / PLAN_FILE, plan.comparable()
     if path.is_file():
-        theirs = json.loads(path.read_text())
+        theirs = read_plan(output)
         changed = [name for name in ours if ours[name] != theirs.get(name)]
         if changed:
             was = "; ".join(f"{name} was {theirs.get(name)}, is {ours[name]}" for name in changed)

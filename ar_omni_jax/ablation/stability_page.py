@@ -7,16 +7,16 @@ from pathlib import Path
 
 from ar_omni_jax.ablation import curves
 from ar_omni_jax.ablation.arms import ARMS, GROUPS
-from ar_omni_jax.ablation.page import render, steps
+from ar_omni_jax.ablation.page import machines, render, seeds, steps
 from ar_omni_jax.ablation.probe import COMPARED, said, summarize
 from ar_omni_jax.ablation.results import Run, read_runs
-from ar_omni_jax.ablation.runner import PLAN_FILE
+from ar_omni_jax.ablation.runner import read_plan
 from ar_omni_jax.ablation.spikes import LOSS
 from ar_omni_jax.ablation.study import STABILITY
 from ar_omni_jax.ablation.summary import MODALITIES
 from ar_omni_jax.files import replace_file
-from ar_omni_jax.machine import machine
 
+RECORD = "stability.json"
 SMOOTH = 15  # steps of the loss curves' running median: a batch's tasks move its loss more than a step of training does
 
 
@@ -32,12 +32,13 @@ def write_page(output: Path) -> Path:
     curves.plot_rungs(rungs, LOSS, "training loss", assets / "losses.png", SMOOTH)
     curves.plot_rungs(rungs, "grad_norm", "gradient norm", assets / "gradient-norms.png")
     record = {
-        "plan": json.loads((output / PLAN_FILE).read_text()),
-        "machine": machine(),
+        "plan": read_plan(output),
+        "machines": machines(output / RECORD, runs),
+        "runs": seeds(runs),
         "steps": steps(runs),
         "arms": summarize(runs),
     }
-    replace_file(output / "stability.json", (json.dumps(record, indent=1) + "\n").encode())
+    replace_file(output / RECORD, (json.dumps(record, indent=1) + "\n").encode())
     page = render(
         "stability.html",
         **record,

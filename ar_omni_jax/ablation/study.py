@@ -15,7 +15,7 @@ class Study:
     name: of its JSON file and in messages. module: its command. config: the file in configs/ that takes a variant's
       name.
     variants: all there are. usual: those that run unless others are asked for.
-    judged: every run is evaluated after its training.
+    judged: every run is evaluated after its training. scaled: settings of which a variant takes a multiple.
     """
 
     name: str
@@ -24,7 +24,21 @@ class Study:
     variants: Mapping[str, Variant]
     usual: tuple[str, ...]
     judged: bool
+    scaled: frozenset[str] = frozenset()
+
+    def own_settings(self) -> set[str]:
+        """Settings that tell one run from another: given for all of them, runs of other names would be the same."""
+        varied = {key for variant in self.variants.values() for key in variant.settings}
+        return {"seed", "data.path"} | varied | self.scaled
 
 
 ABLATION = Study("ablation", "ar_omni_jax.ablation", "ablation.py", VARIANTS, tuple(VARIANTS), judged=True)
-STABILITY = Study("stability", "ar_omni_jax.ablation.stability", "stability.py", ARMS, USUAL, judged=False)
+STABILITY = Study(
+    "stability",
+    "ar_omni_jax.ablation.stability",
+    "stability.py",
+    ARMS,
+    USUAL,
+    judged=False,
+    scaled=frozenset({"optimizer.peak_lr", "optimizer.muon_lr"}),
+)

@@ -45,11 +45,12 @@ def jump_verdict(summary: dict[str, dict]) -> dict | None:
     """Figure 3: plain next-token prediction jumps late in the training, the full method does not. None without both.
 
     "says": AGREES when only plain has events (jumps of the loss, spikes of the gradient, skipped steps), DISAGREES when
-    only the full method has some, else UNDECIDED.
+    only the full method has some, else UNDECIDED. "judged": whether both have records that events were looked for in.
     """
     if not {"full", "plain"} <= summary.keys():
         return None
     full, plain = ({k: summary[n]["stability"][k] for k in ("jumps", "spikes", "skipped")} for n in ("full", "plain"))
     ours, theirs = any(full.values()), any(plain.values())
     says = UNDECIDED if ours == theirs else AGREES if theirs else DISAGREES
-    return {"says": says, "full": full, "plain": plain}
+    judged = all(summary[name]["stability"]["records"] for name in ("full", "plain"))
+    return {"says": says, "judged": judged, "full": full, "plain": plain}

@@ -33,6 +33,9 @@ def answers_of(
     if isinstance(system, KnownSystem):
         return system.known(task, documents)
     log = RecordFile(folder / "answers.jsonl", header_of(system, task, data), on_change)
+    lost = [k for k, record in log.records.items() if not all((folder / name).is_file() for name in record["files"])]
+    for k in lost:  # made again like answers that never came
+        del log.records[k]
     if not log.records:
         remove_answers(folder)
     elif len(log.records) < len(documents):

@@ -13,6 +13,8 @@ from ar_omni_jax.documents import Document, DocumentError
 from ar_omni_jax.evaluation.manifest import answer_parts, references
 from ar_omni_jax.vocabulary import Modality
 
+_REMEDY = "a file of the data must be made again; an answer is made again when its file is removed"
+
 
 @dataclasses.dataclass(frozen=True)
 class FileAnswer:
@@ -35,7 +37,7 @@ class FileAnswer:
                 with Image.open(path) as image:
                     out.append(np.asarray(image.convert("RGB")))
             except OSError as error:
-                raise DocumentError(f"{path} cannot be read as a picture ({error})") from error
+                raise DocumentError(f"{path} cannot be read as a picture ({error}); {_REMEDY}") from error
         return out
 
     def waves(self, sample_rate: int) -> list[np.ndarray]:
@@ -47,7 +49,7 @@ class FileAnswer:
             try:
                 out.append(read_audio(path, sample_rate))
             except (ValueError, OSError) as error:
-                raise DocumentError(f"{path} cannot be read as speech ({error}); make the data again") from error
+                raise DocumentError(f"{path} cannot be read as speech ({error}); {_REMEDY}") from error
         return out
 
 

@@ -30,16 +30,17 @@ def load_documents(manifest: Path, limit: int, tasks: Sequence[str] = JUDGED_TAS
     found: dict[str, list[Document]] = {task: [] for task in tasks}
     pictures: dict[str, int] = {}
     dialogues = any(task in DIALOGUE_TASKS for task in tasks)
-    with open(manifest, encoding="utf-8") as lines:
+    with open(manifest, "rb") as lines:  # a line that is no UTF-8 is told as one
         for number, line in enumerate(lines, 1):
             where = f"{manifest}: line {number}"
             try:
                 record = json.loads(line) if line.strip() else {}
-                rows = found.get(_task_of(record, where) if dialogues else record.get("task"))
-            except (ValueError, AttributeError) as e:
-                if isinstance(e, DocumentError):
-                    raise
+                task = record.get("task")
+            except (ValueError, AttributeError, RecursionError) as e:
                 raise DocumentError(f"{where}: must be one JSON object ({e})") from e
+            if task is not None and not isinstance(task, str):
+                raise DocumentError(f"{where}: 'task' must be a word, got {task!r}")
+            rows = found.get(_task_of(record, where) if dialogues else task)
             full = rows is not None and limit and len(rows) >= limit
             if rows is None or (full and record["task"] != "caption"):
                 continue
@@ -66,6 +67,8 @@ def _task_of(record: dict, where: str) -> str | None:
 
 
 def _require_scorable(document: Document, where: str) -> None:
+    for key in ("references", "accepted"):
+        _require_texts(document, key, where)
     if document.task in CHAT_TASKS:
         require_judgeable(document, where)
     if document.task in ("asr", "tts") and not any(c.isalnum() for c in truth_text(document)):
@@ -74,6 +77,13 @@ def _require_scorable(document: Document, where: str) -> None:
         raise DocumentError(f"{where}: no caption to compare with; give an answer or meta.references")
     if document.task == "t2i" and not truth_text(document):
         raise DocumentError(f"{where}: no text to draw from")
+
+
+def _require_texts(document: Document, key: str, where: str) -> None:
+    """A single text would be taken for a list of letters, and an empty one for a caption that nothing is like."""
+    texts = document.meta.get(key)
+    if texts and not (isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)):
+        raise DocumentError(f"{where}: meta.{key} must be a list of texts, none of them empty; got {texts!r}")
 
 
 def _with_reference(document: Document, text: str) -> Document:
@@ -135,6 +145,7 @@ def fingerprint(documents: Sequence[Document], root: Path) -> str:
             try:
                 with open(path, "rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                raise DocumentError(f"document {document.id!r}: {path} cannot be read ({error.strerror})") from error
+            except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+                why = getattr(error, "strerror", None) or error
+                raise DocumentError(f"document {document.id!r}: {path} cannot be read ({why})") from error
     return digest.hexdigest()[:16]

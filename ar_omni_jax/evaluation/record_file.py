@@ -39,11 +39,13 @@ class RecordFile:
         rows = []
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                rows.append(json.loads(line))
-                rows[-1].get("index")
-            except (ValueError, AttributeError) as error:
-                raise RecordError(f"{self.path}: line {number} is damaged ({error}); remove the file") from error
-        header = rows[0].get("header") if rows else None
+                row = json.loads(line)
+                if number > 1 and not isinstance(row["index"], int):
+                    raise ValueError("its index is no number")
+                rows.append(row if number > 1 else row.get("header"))
+            except (ValueError, AttributeError, KeyError, TypeError) as error:
+                raise RecordError(f"{self.path}: line {number} is damaged ({error!r}); remove the file") from error
+        header = rows[0] if rows and isinstance(rows[0], dict) else None
         if header != self._header:
             self._another(header, len({row["index"] for row in rows[1:]}), on_change)
             return

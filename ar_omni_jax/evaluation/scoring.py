@@ -70,7 +70,9 @@ class Scoring:
             log = RecordFile(folder / f"{measure.name}.jsonl", header, self.on_change)
             records = examine(measure, documents, answers, log)
             total = measure.total(documents, answers, records, system.name == TRUTH)
-            if total is not None:
+            if total is None:
+                print(f"  {task}: {measure.name} says nothing of these documents; left out", flush=True)
+            else:
                 scored.append((measure, total))
                 for k, example in enumerate(examples):
                     found = {key: value for key, value in records[k].items() if key not in ("index", "id")}

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from made_runs import write_run
+from made_runs import write_metrics, write_run
 
 from ar_omni_jax.ablation import page, results, runner
 from ar_omni_jax.ablation.command import run_command
+from ar_omni_jax.ablation.keep import keep
 from ar_omni_jax.ablation.runner import AblationError, Plan
-from ar_omni_jax.ablation.study import ABLATION
+from ar_omni_jax.ablation.study import ABLATION, STABILITY
 from ar_omni_jax.ablation.variants import VARIANTS
 from ar_omni_jax.config import base_config, load_config
 
@@ -135,7 +136,12 @@ def test_what_is_kept_makes_the_same_page_and_goes_on(plan, tmp_path, monkeypatc
     page.write_page(kept)
     assert (kept / "index.html").read_text() == (output / "index.html").read_text()
     assert not any("somebody" in file.read_text() for file in kept.rglob("*.json"))
-    capsys.readouterr()
+    (tmp_path / "other").mkdir()
+    theirs = json.loads((output / runner.PLAN_FILE).read_text()) | {"limit": 9}
+    (tmp_path / "other" / runner.PLAN_FILE).write_text(json.dumps(theirs))
+    assert run_command(ABLATION, "", page.write_page, [*command[:-1], str(tmp_path / "other")]) == 1
+    assert "another kind stand there; give another --keep" in capsys.readouterr().err
+    assert json.loads((tmp_path / "other" / runner.PLAN_FILE).read_text()) == theirs
     stand_in(monkeypatch, DONE)
     runner.run_all(plan, kept)
     assert [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["full", "plain"]
@@ -154,6 +160,27 @@ def test_plans_that_cannot_be_are_refused(plan, change, message):
     given = {name: getattr(plan, name) for name in ("packed", "manifest", "variants", "seeds")} | change
     with pytest.raises(AblationError, match=message):
         Plan(**given)
+
+
+@pytest.mark.parametrize(
+    ("study", "setting"),
+    [
+        (ABLATION, "seed=7"),  # three runs of one seed would be taken for three seeds that agree
+        (ABLATION, "data.path=elsewhere"),
+        (ABLATION, "loss.perceptual_weight=0.5"),  # "no_perceptual" would have it too
+        (ABLATION, "model.norm_placement=pre"),
+        (STABILITY, "optimizer.peak_lr=0.001"),  # ten times a rate would be that rate
+        (STABILITY, "optimizer.muon_lr=0.01"),
+    ],
+)
+def test_settings_that_would_make_runs_of_two_names_the_same_are_refused(plan, study, setting):
+    given = {"packed": plan.packed, "manifest": plan.manifest, "seeds": 3, "study": study, "variants": study.usual}
+    with pytest.raises(AblationError, match=f"config.{setting}: .* is what the runs differ in"):
+        Plan(settings=(f"--config.{setting}",), **given)
+    allowed = ("--config.train.steps=600", "--config.train.log_every=5")
+    if study is STABILITY:
+        allowed += ("--config.optimizer.muon_lr=0",)
+    assert Plan(settings=allowed, **given).settings == allowed
 
 
 def test_an_interruption_waits_for_the_training_to_save(tmp_path):
@@ -212,14 +239,80 @@ def test_the_page_has_every_variant_and_leaves_out_what_was_not_measured(tmp_pat
     (tmp_path / "runs" / "plain" / "seed-0.log").touch()  # somebody's own, no run
     page.write_page(tmp_path)
     assert (tmp_path / "page" / "figure-3.png").is_file()
-    assert "nothing jumped" in (tmp_path / "index.html").read_text()
+    text = (tmp_path / "index.html").read_text()
+    assert "too short to tell, they end before step 25" in text and "nothing jumped" not in text
+    # Five records of thirty can be judged: that nothing jumped is said of those alone.
+    for variant in ("full", "plain"):
+        folder = runner.workdir(tmp_path, variant, 0)
+        write_metrics(folder, [1.0] * 30, held_out=[1.25])
+    page.write_page(tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    assert "nothing jumped after step 25" in text and "<td>5</td>" in text
+    assert "of these 4, 0.2" in " ".join(text.split())  # differences decided by chance
 
 
-def test_damaged_and_missing_runs_are_named(tmp_path):
+def test_a_page_tells_where_the_runs_were_made_wherever_it_is_written(tmp_path, monkeypatch):
+    def write(folder, processor, load):
+        here = {"devices": 1, "device": "cpu", "cores": 2, "processor": processor, "jax": "0.10.2", "load": load}
+        monkeypatch.setattr(page, "machine", lambda: here)
+        page.write_page(folder)
+        machines = json.loads((folder / page.RECORD).read_text())["machines"]
+        assert all(one["processor"] in (folder / "index.html").read_text() for one in machines)
+        return [one["processor"] for one in machines]
+
+    output, kept = tmp_path / "out", tmp_path / "kept"
+    write_run(output, "full", 0, 0.75)
+    (output / runner.PLAN_FILE).write_text(json.dumps({"limit": 3, "settings": []}))
+    assert write(output, "first processor", 0.5) == ["first processor"]
+    keep(output, ABLATION, kept)
+    assert write(kept, "second processor", 0.5) == ["first processor"]  # which only writes the page again
+    write_run(kept, "plain", 0, 0.5)
+    assert write(kept, "second processor", 0.5) == ["first processor", "second processor"]
+    write_run(kept, "full", 1, 0.5)
+    assert write(kept, "first processor", 9.0) == ["first processor", "second processor"]
+    record = json.loads((output / page.RECORD).read_text())
+    older = {"machine": record["machines"][0], "variants": record["variants"]}  # as the first pages had it
+    (output / page.RECORD).write_text(json.dumps(older))
+    assert write(output, "second processor", 0.5) == ["first processor"]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "metrics"),
+    [
+        ('{"systems"', ""),
+        ("[]", ""),
+        ('{"systems": {"trained model": {"asr": {"examples": [{"edits": 1}]}}}}', ""),
+        ('{"systems": {"trained model": {"t2i": {"examples": [{"attributes": "many"}]}}}}', ""),
+        ('{"systems": {"trained model": {}}}', "[1]\n{}\n"),
+    ],
+)
+def test_damaged_runs_are_named(tmp_path, evaluation, metrics):
     with pytest.raises(AblationError, match="no finished run"):
         results.read_runs(tmp_path, ABLATION)
     folder = runner.workdir(tmp_path, "full", 0)
     (folder / "evaluation").mkdir(parents=True)
-    (folder / "evaluation" / "evaluation.json").write_text('{"systems"')
-    with pytest.raises(AblationError, match="is damaged"):
+    (folder / "evaluation" / "evaluation.json").write_text(evaluation)
+    (folder / "metrics.jsonl").write_text(metrics)
+    with pytest.raises(AblationError, match="seed-0 is damaged .*remove it"):
         results.read_runs(tmp_path, ABLATION)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"limit": 3}', None])
+def test_a_plan_that_is_damaged_or_gone_is_named(plan, tmp_path, capsys, monkeypatch, text):
+    output = tmp_path / "out"
+    write_run(output, "full", 0, 0.5)
+    if text is not None:
+        (output / runner.PLAN_FILE).write_text(text)
+        with pytest.raises(AblationError, match="plan.json"):
+            runner.run_all(plan, output)
+    for more in (["--page_only"], ["--keep", str(tmp_path / "kept")]):
+        assert run_command(ABLATION, "", page.write_page, ["--output", str(output), *more]) == 1
+        error = capsys.readouterr().err
+        assert "plan.json" in error and "remove it, and the command that made the runs" in error
+
+
+@pytest.mark.parametrize("text", ["[]", '{"splits": {"train": 5}}', '{"splits": []}'])
+def test_rows_whose_description_is_damaged_are_named(plan, tmp_path, text):
+    (tmp_path / "packed" / "dataset.json").write_text(text)
+    with pytest.raises(AblationError, match="dataset.json is damaged .*pack_shards"):
+        plan.comparable()

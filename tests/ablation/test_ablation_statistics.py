@@ -141,5 +141,9 @@ def test_the_jump_of_figure_3_is_looked_for_in_both(full, plain, says):
     names = ("jumps", "spikes", "skipped")
     table = {"full": full, "plain": plain}
     table = {name: {"stability": dict(zip(names, counts, strict=True))} for name, counts in table.items()}
-    assert verdicts.jump_verdict(table)["says"] == says
+    for row, records in zip(table.values(), (9, 0), strict=True):
+        row["stability"]["records"] = records
+    assert verdicts.jump_verdict(table)["says"] == says and not verdicts.jump_verdict(table)["judged"]
+    table["plain"]["stability"]["records"] = 9
+    assert verdicts.jump_verdict(table)["judged"]
     assert verdicts.jump_verdict({"full": table["full"]}) is None

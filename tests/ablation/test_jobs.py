@@ -117,3 +117,40 @@ def test_an_interruption_reaches_all_and_waits_for_them(tmp_path):
     assert process.wait(timeout=30) == 130
     assert sorted(path.name for path in tmp_path.glob("*.saved")) == ["a.saved", "b.saved"]
     assert not (tmp_path / "c.begun").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "ignored"),
+    [(signal.SIGHUP, ()), (signal.SIGTERM, (signal.SIGINT,)), (signal.SIGTERM, (signal.SIGHUP,))],
+    ids=["a closed terminal", "a job in the background of a script", "nohup"],
+)
+def test_the_runs_are_told_however_the_command_is_ended(tmp_path, number, ignored):
+    """Its runs save within half a second; left alone they take a minute."""
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "dataset.json").write_text("{}")
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "test.jsonl").write_text("{}\n")
+    saves = SAVES.replace("signal.signal(signal.SIGINT, save)\n", "").replace(
+        "time.sleep(60)\n", "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    save()\n"
+    )
+    driver = (
+        "import sys\nfrom ar_omni_jax.ablation import command, runner, study\n"
+        f"runner.commands = lambda *_: [[sys.executable, '-c', {saves!r}, {str(tmp_path / 'a')!r}]]\n"
+        f"words = ['--run', {str(tmp_path)!r}, '--output', {str(tmp_path / 'out')!r}, '--variants=full', '--seeds=1']\n"
+        "sys.exit(command.run_command(study.ABLATION, '', lambda output: output, words))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    traps = "".join(f"trap '' {one.name[3:]}; " for one in ignored)
+    process = subprocess.Popen(
+        ["bash", "-c", f'{traps}exec "$@"', "bash", sys.executable, "-c", driver], env=environment
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "a.begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if signal.SIGHUP in ignored:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 130
+    assert (tmp_path / "a.saved").exists()

@@ -124,6 +124,39 @@ def test_a_last_line_that_was_cut_is_made_again(run):
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "asked"), [("t2i", "002.png", ["t2i-2", "t2i-3"]), ("tts", "004.wav", ["tts-4"])]
+)
+def test_an_answer_whose_file_is_gone_is_made_again(run, task, name, asked):
+    _, whole, _ = run("out", f"--task={task}", "--systems=")
+    (run.folder / "out" / task / name).unlink()
+    measured = "clip" if task == "t2i" else "wer"
+    (run.folder / "out" / task / f"{measured}.jsonl").unlink()
+    code, again, predictor = run("out", f"--task={task}", "--systems=")
+    assert code == 0 and again["systems"] == whole["systems"] and predictor.asked == [asked]
+
+
+def test_an_answer_whose_file_is_damaged_is_named_with_what_to_do(run, capsys):
+    run("out", "--task=t2i", "--systems=")
+    (run.folder / "out" / "t2i" / "002.png").write_bytes(b"")
+    (run.folder / "out" / "t2i" / "clip.jsonl").unlink()
+    code, _, _ = run("out", "--task=t2i", "--systems=")
+    assert code == 1 and "002.png cannot be read" in (error := capsys.readouterr().err) and "is removed" in error
+    (run.folder / "out" / "t2i" / "002.png").unlink()
+    assert run("out", "--task=t2i", "--systems=")[0] == 0
+
+
+def test_a_metric_that_says_nothing_is_told(run, data, capsys):
+    """References without a word once normalized have no error rate."""
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    for line in lines:
+        line["turns"][1] = [{"text": "uh"}] if line["task"] == "asr" else line["turns"][1]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, record, _ = run("out", "--task=asr", "--systems=")
+    assert code == 0 and record["systems"] == {"trained model": {}}
+    assert "asr: wer says nothing of these documents; left out" in capsys.readouterr().out
+
+
 def test_a_finished_run_is_not_decoded_again(run):
     run("out", *fast())
     _, _, predictor = run("out", *fast())
@@ -179,7 +212,7 @@ def test_a_document_that_cannot_be_asked(run, data, capsys):
         (["--task=tts", "--recognizer=tiny_judges:None_"], "tiny_judges has no function None_"),
         (["--task=t2i", "--clip=no_such:Thing"], "no module no_such"),
         (["--task=t2i", "--metrics=fid", "--fid=cleanfid:blurred"], "modes clean, legacy_pytorch, legacy_tensorflow"),
-        (["--task=t2i", "--metrics=attributes"], "meta.scene is missing; attributes can be judged"),
+        (["--task=t2i", "--metrics=attributes"], "meta.scene is missing or damaged; attributes can be judged"),
         (["--task=asr", "--limit=1"], "has one document of task asr"),
     ],
 )
@@ -189,8 +222,17 @@ def test_what_cannot_be_is_told_in_a_line(run, capsys, arguments, message):
     assert code == 1 and record is None and message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("scene", [None, 5, {}, {"objects": 3, "background": "red"}])
+def test_a_damaged_scene_is_named(run, data, capsys, scene):
+    lines = [json.loads(line) | {"meta": {"scene": scene}} for line in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, record, _ = run("out", "--task=t2i")
+    error = capsys.readouterr().err
+    assert code == 1 and record is None and "document 't2i-0' (5 in all): meta.scene is missing or damaged" in error
+
+
 def test_unknown_names_are_usage_errors(run, capsys):
-    for flag in ("--metrics=bleu", "--systems=oracle", "--limit=-1"):
+    for flag in ("--metrics=bleu", "--systems=oracle", "--limit=-1", "--max_seconds=nan", "--max_seconds=inf"):
         with pytest.raises(SystemExit):
             run("out", flag)
         assert flag.split("=")[0] in capsys.readouterr().err

@@ -45,11 +45,22 @@ def test_another_header_is_named_and_refused_or_dropped(tmp_path, capsys):
     assert RecordFile(path, HEADER | {"seed": 2}, "refuse").records == {}
 
 
-def test_a_damaged_line_is_named(tmp_path):
+@pytest.mark.parametrize("line", ['{"index" 2}', "{}", "[1]", '{"index": "2"}', "5", '{"index": null}'])
+def test_a_damaged_line_is_named(tmp_path, line):
     path = filled(tmp_path / "a.jsonl")
-    path.write_text(path.read_text().replace('"index": 2', '"index" 2'))
-    with pytest.raises(RecordError, match=r"a\.jsonl: line 2 is damaged .*remove the file"):
-        RecordFile(path, HEADER)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
+    for header in (HEADER, HEADER | {"seed": 2}):
+        with pytest.raises(RecordError, match=r"a\.jsonl: line 2 is damaged .*remove the file"):
+            RecordFile(path, header)
+
+
+def test_a_first_line_that_is_no_header_is_another_run(tmp_path, capsys):
+    path = filled(tmp_path / "a.jsonl")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(['{"header": "x"}', *lines[1:]]) + "\n")
+    assert RecordFile(path, HEADER).records == {}
+    assert "2 records of another run" in capsys.readouterr().out
 
 
 def test_an_empty_file_is_begun_anew(tmp_path):

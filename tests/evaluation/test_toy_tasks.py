@@ -7,10 +7,19 @@ import pytest
 from ar_omni_jax.documents import DocumentError
 from ar_omni_jax.evaluate import main, remove_answers
 from ar_omni_jax.evaluation.file_answer import FileAnswer
-from ar_omni_jax.evaluation.manifest import fingerprint, has_truth, load_documents, references, truth_text
+from ar_omni_jax.evaluation.manifest import (
+    DIALOGUE_TASKS,
+    JUDGED_TASKS,
+    fingerprint,
+    has_truth,
+    load_documents,
+    references,
+    truth_text,
+)
 
 ASR = {"id": "a", "task": "asr", "turns": [[{"speech": "a.wav"}], [{"text": "a red circle"}]]}
 CAPTION = {"id": "b", "task": "caption", "turns": [[{"image": "b.png"}], [{"text": "a red circle"}]]}
+CHAT = {"id": "d", "task": "chat", "turns": [[{"text": "What colour?"}], [{"text": "red"}]]}
 
 
 def write(path, *lines):
@@ -33,11 +42,24 @@ def test_the_first_documents_of_each_task_in_order(tmp_path):
         (json.dumps(CAPTION | {"turns": CAPTION["turns"][:1]}), "line 2: no caption to compare with"),
         (json.dumps(ASR | {"turns": [[{"speech": "a.wav"}], [{"text": "…"}]]}), "line 2: the text has no words"),
         (json.dumps(ASR | {"turns": []}), "line 2: 'turns' must be"),
+        (json.dumps(ASR | {"task": ["asr"]}), "line 2: 'task' must be a word"),
+        (json.dumps(ASR | {"meta": ["a"]}), "line 2: 'meta' must be an object"),
+        # A text would be taken for a list of letters.
+        (json.dumps(CAPTION | {"meta": {"references": "a dog"}}), "line 2: meta.references must be a list of texts"),
+        (
+            json.dumps(CAPTION | {"meta": {"references": ["a dog", " "]}}),
+            "line 2: meta.references .* none of them empty",
+        ),
+        (json.dumps(CHAT | {"meta": {"accepted": "red"}}), "line 2: meta.accepted must be a list of texts"),
+        ("[" * 100_000, "line 2: must be one JSON object"),
+        (b"\xff\xfe", "line 2: must be one JSON object"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
+    path = write(tmp_path / "m.jsonl", json.dumps(ASR))
+    path.write_bytes(path.read_bytes() + (line if isinstance(line, bytes) else line.encode()) + b"\n")
     with pytest.raises(DocumentError, match=message):
-        load_documents(write(tmp_path / "m.jsonl", json.dumps(ASR), line), 9)
+        load_documents(path, 9, (*JUDGED_TASKS, *DIALOGUE_TASKS))
 
 
 def test_nothing_to_judge_is_an_error(tmp_path):
@@ -76,6 +98,10 @@ def test_a_broken_file_is_named(tmp_path):
 def test_a_missing_file_is_named_before_anything_is_decoded(tmp_path):
     rows = load_documents(write(tmp_path / "m.jsonl", json.dumps(ASR)), 9, ("asr",))["asr"]
     with pytest.raises(DocumentError, match=r"document 'a': .*a\.wav cannot be read"):
+        fingerprint(rows, tmp_path)
+    odd = json.dumps(ASR | {"turns": [[{"speech": "a\0.wav"}], [{"text": "a"}]]})
+    rows = load_documents(write(tmp_path / "m.jsonl", odd), 9, ("asr",))["asr"]
+    with pytest.raises(DocumentError, match="document 'a': .* cannot be read"):
         fingerprint(rows, tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ar_omni_jax.documents import Document, DocumentError
 from ar_omni_jax.evaluation.dialogue_kinds import DIALOGUE_TASKS
@@ -19,6 +20,7 @@ from ar_omni_jax.evaluation.measures.picture_distance import PictureDistance
 from ar_omni_jax.evaluation.measures.toy_attributes import ToyAttributes
 from ar_omni_jax.evaluation.measures.toy_dialogues import ToyAnswers, ToyDialoguePictures
 from ar_omni_jax.evaluation.measures.word_error_rate import WordErrorRate
+from data_pipelines.toyworld.scene import Scene
 
 METRICS = {  # in the order in which they are printed
     "asr": ("wer",),
@@ -82,13 +84,21 @@ def _names(task: str, documents: Sequence[Document], wanted: Sequence[str]) -> l
     own = task in DIALOGUE_TASKS or is_toy(documents)
     usual = ["wer"] if task in ("asr", "tts") else [METRICS[task][0 if own else 1]]
     names = [name for name in METRICS[task] if name in wanted] if wanted else usual
-    without = [d.id for d in documents if "scene" not in d.meta]
+    without = [d.id for d in documents if not _is_scene(d.meta.get("scene"))]
     if "attributes" in names and without:
         raise DocumentError(
-            f"document {without[0]!r} ({len(without)} in all): meta.scene is missing; attributes can be judged "
-            "in the toy world's pictures and captions alone"
+            f"document {without[0]!r} ({len(without)} in all): meta.scene is missing or damaged; attributes can "
+            "be judged in the toy world's pictures and captions alone"
         )
     return names
+
+
+def _is_scene(record: Any) -> bool:
+    try:
+        Scene.from_json(record)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return True
 
 
 def _answers_recognizer(name: str | None) -> SpeechRecognizer:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ar_omni_jax.ablation import curves, examples
 from ar_omni_jax.ablation.intervals import decided
-from ar_omni_jax.ablation.results import Run, read_runs
+from ar_omni_jax.ablation.results import Run, read_runs, read_yardsticks
 from ar_omni_jax.ablation.runner import read_plan
 from ar_omni_jax.ablation.spikes import WINDOW
 from ar_omni_jax.ablation.study import ABLATION
@@ -38,6 +38,7 @@ def write_page(output: Path) -> Path:
         "steps": steps(runs),
         "record_steps": record_steps(runs),
         "variants": summary,
+        "yardsticks": read_yardsticks(output, ABLATION),
         "verdicts": found,
         "missing": missing(summary),
         "jump": jump_verdict(summary),

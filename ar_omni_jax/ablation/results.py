@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 
-from ar_omni_jax.ablation.runner import JUDGED, AblationError, finished_runs, workdir
+from ar_omni_jax.ablation.runner import JUDGED, AblationError, finished_runs, has_yardsticks, workdir
 from ar_omni_jax.ablation.study import Study
 from ar_omni_jax.evaluation.report import ReportError, read_json, read_metrics
+from ar_omni_jax.evaluation.systems import TRAINED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +41,31 @@ def read_runs(output: Path, study: Study) -> dict[str, list[Run]]:
     return found
 
 
+def read_yardsticks(output: Path, study: Study) -> dict[str, dict[str, dict[str, float]]]:
+    """What the scores are measured by, from the first finished run that has it: system -> task -> score, low, high.
+    Empty where no run does. AblationError for a damaged one."""
+    for run in finished_runs(output, study):
+        file = workdir(output, *run) / JUDGED
+        if not has_yardsticks(file):
+            continue
+        try:
+            return {
+                system: {
+                    task: {key: float(row[key]) for key in ("score", "low", "high")} for task, row in tasks.items()
+                }
+                for system, tasks in json.loads(file.read_text())["systems"].items()
+                if system != TRAINED
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AblationError(f"{file} is damaged ({error}); remove it and run python -m {study.module}") from error
+    return {}
+
+
 def _read(folder: Path, seed: int, study: Study) -> Run:
     try:
         results = {}
         if study.judged:
-            results = read_json(folder / JUDGED, f"python -m {study.module}")["systems"]["trained model"]
+            results = read_json(folder / JUDGED, f"python -m {study.module}")["systems"][TRAINED]
         train, validation = read_metrics(folder / "metrics.jsonl")
         top, bottom = _counts(results)
     except (ReportError, KeyError, TypeError, ValueError, AttributeError) as error:

@@ -170,14 +170,32 @@ def run_all(plan: Plan, output: Path, after_each: Sequence[str] = (), jobs: int 
 
 
 def commands(plan: Plan, output: Path, variant: str, seed: int) -> list[list[str]]:
-    """What is done with one run, as words of a command line: training, and evaluation where the study has one."""
+    """What is done with one run, as words of a command line: training, and evaluation where the study has one.
+
+    Chance, the tokenizers' ceiling and the judges' own error are the same for all runs: the first one's evaluation
+    has them.
+    """
     folder = workdir(output, variant, seed)
     config = Path(__file__).parents[2] / "configs" / plan.study.config
     train = ["ar_omni_jax.main", f"--config={config}:{variant}", f"--workdir={folder}"]
     train += [f"--config.data.path={plan.packed}", f"--config.seed={seed}", *plan.settings]
     judge = ["ar_omni_jax.evaluate", f"--checkpoint={folder}", f"--data={plan.manifest}", f"--limit={plan.limit}"]
-    judge += ["--no_baselines", f"--output={folder / 'evaluation'}", *plan.decoding]
+    judge += [_yardsticks(plan, output, (variant, seed)), f"--output={folder / 'evaluation'}", *plan.decoding]
     return [[sys.executable, "-m", *words] for words in ((train, judge) if plan.study.judged else (train,))]
+
+
+def has_yardsticks(judged: Path) -> bool:
+    """Whether an evaluation.json, which may be damaged or none, judges more than the trained model."""
+    try:
+        return len(json.loads(judged.read_text())["systems"]) > 1
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _yardsticks(plan: Plan, output: Path, run: tuple[str, int]) -> str:
+    there = any(has_yardsticks(workdir(output, *one) / JUDGED) for one in finished_runs(output, plan.study))
+    first = next((one for one in plan.runs() if not finished(output, *one)), run)
+    return "--systems=chance,ceiling,truth" if run == first and not there else "--no_baselines"
 
 
 def _digest(file: Path) -> str:

@@ -316,3 +316,30 @@ def test_rows_whose_description_is_damaged_are_named(plan, tmp_path, text):
     (tmp_path / "packed" / "dataset.json").write_text(text)
     with pytest.raises(AblationError, match="dataset.json is damaged .*pack_shards"):
         plan.comparable()
+
+
+def test_the_first_run_judges_what_all_scores_are_measured_by(plan, tmp_path):
+    def systems(variant, seed):
+        words = runner.commands(plan, tmp_path, variant, seed)[1]
+        return [word for word in words if word in ("--no_baselines", "--systems=chance,ceiling,truth")]
+
+    assert systems("full", 0) == ["--systems=chance,ceiling,truth"] and systems("plain", 0) == ["--no_baselines"]
+    write_run(tmp_path, "full", 0, 0.5)  # of a study whose runs never judged it
+    assert systems("plain", 0) == ["--systems=chance,ceiling,truth"] and systems("full", 1) == ["--no_baselines"]
+    assert results.read_yardsticks(tmp_path, ABLATION) == {}
+    (tmp_path / "plan.json").write_text(json.dumps(plan.comparable()))
+    page.write_page(tmp_path)
+    assert "another document" not in (tmp_path / "index.html").read_text()
+    write_run(tmp_path, "plain", 0, 0.5)
+    file = runner.workdir(tmp_path, "plain", 0) / "evaluation" / "evaluation.json"
+    found = json.loads(file.read_text())
+    found["systems"]["another document's answer"] = {"t2i": {"score": 24.2, "low": 20.0, "high": 28.7}}
+    file.write_text(json.dumps(found))
+    assert systems("full", 1) == ["--no_baselines"]
+    page.write_page(tmp_path)
+    assert "24.2<br><small>20.0 … 28.7" in (tmp_path / "index.html").read_text()
+    assert json.loads((tmp_path / "ablation.json").read_text())["yardsticks"]["another document's answer"]["t2i"]
+    del found["systems"]["another document's answer"]["t2i"]["low"]
+    file.write_text(json.dumps(found))
+    with pytest.raises(AblationError, match="evaluation.json is damaged"):
+        page.write_page(tmp_path)

@@ -51,7 +51,7 @@ from ar_omni_jax.training.accounting import describe_flops
 from ar_omni_jax.training.loop import FINISHED, Run, TrainingError, train
 from ar_omni_jax.training.losses import LossConfig, LossError
 from ar_omni_jax.training.optimizer import OptimizerConfig, OptimizerError
-from ar_omni_jax.training.perceptual import FrozenImageDecoder
+from ar_omni_jax.training.perceptual import FrozenImageDecoder, depth_scale
 from ar_omni_jax.training.profiler import ProfileError, parse_steps
 from ar_omni_jax.training.progress import say
 from ar_omni_jax.training.signals import StopSignal
@@ -155,7 +155,8 @@ def assemble(config: ConfigDict, workdir: Path) -> Run:
     say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {shape} ({', '.join(mesh.axis_names)})")
     say(describe_derived(derived(config, model)))
     say(describe_flops(model, config.data.length))
-    decoder = image_decoder(tokenizers) if config.loss.perceptual_weight and tokenizers else None
+    looks = config.loss.perceptual_weight and tokenizers
+    decoder = image_decoder(tokenizers, config.loss.perceptual_depth) if looks else None
     trainer = make_trainer(config, vocabulary, mesh, decoder)
 
     def open_loader(split: str, start_step: int):
@@ -246,16 +247,19 @@ def check_data(config: ConfigDict, path: Path, vocabulary, tokenizers: Tokenizer
     return info
 
 
-def image_decoder(tokenizers: Tokenizers) -> FrozenImageDecoder:
-    """The frozen part of the image tokenizer that the perceptual loss looks through."""
+def image_decoder(tokenizers: Tokenizers, depth: str = "codebook") -> FrozenImageDecoder:
+    """The frozen part of the image tokenizer that the perceptual loss looks through, to `depth`."""
     from ar_omni_jax.tokenizers.image import decoder_features
 
     image = tokenizers.image
     structure, weights = image.split_decoder()
     depths = tuple(depth for depth in image.depths if depth != "codebook")
-    return FrozenImageDecoder(
+    frozen = FrozenImageDecoder(
         image.codebook, lambda decoder, z, depth: decoder_features((structure, decoder), z, depth), weights, depths
     )
+    if depth not in depths:  # the codebook, or what the trainer will refuse
+        return frozen
+    return dataclasses.replace(frozen, scale=depth_scale(frozen, depth, tokenizers.vocabulary.image_grid))
 
 
 def make_sampler(config: ConfigDict, path: Path, tokenizers: Tokenizers | None, trainer: Trainer):

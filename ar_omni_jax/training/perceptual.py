@@ -16,14 +16,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ar_omni_jax.documents import Role, split_token_class, task_index
 from ar_omni_jax.training.losses import LossConfig, LossError
 from ar_omni_jax.vocabulary import JointVocabulary, Modality
 
+SCALE_PICTURES = 4  # pairs that `depth_scale` compares
+
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["codebook", "decoder"], meta_fields=["features", "depths"]
+    jax.tree_util.register_dataclass, data_fields=["codebook", "decoder"], meta_fields=["features", "depths", "scale"]
 )
 @dataclasses.dataclass(frozen=True)
 class FrozenImageDecoder:
@@ -35,12 +38,35 @@ class FrozenImageDecoder:
         latents.
       decoder: its first argument, any pytree of arrays (an NNX module is one).
       depths: names that `features` knows, "codebook" left out.
+      scale: of squared differences at the depth in use, if that is not "codebook": `depth_scale`.
     """
 
     codebook: Any
     features: Callable[[Any, jax.Array, str], jax.Array] | None = None
     decoder: Any = None
     depths: tuple[str, ...] = ()
+    scale: float = 1.0
+
+
+def depth_scale(frozen: FrozenImageDecoder, depth: str, grid: tuple[int, int]) -> float:
+    """By what a mean squared difference of features at `depth` is multiplied to be on the scale of the codebook's.
+
+    Pictures of random codes are then as far apart at every depth, and one weight serves all: the decoder's own
+    activations may be a hundred times larger than its codes. Rounded to three digits, so that hosts agree on it.
+    1 at "codebook". LossError when the features of random codes do not differ, or not by a number.
+    """
+    if depth == "codebook":
+        return 1.0
+    codes = np.random.default_rng(0).integers(len(frozen.codebook), size=(2, SCALE_PICTURES, *grid))
+    pictures = jnp.asarray(frozen.codebook, jnp.float32)[codes]
+
+    def apart(features) -> float:
+        return float(jnp.mean(jnp.square(features(pictures[0]) - features(pictures[1]))))
+
+    scale = apart(lambda z: z) / max(apart(lambda z: frozen.features(frozen.decoder, z, depth)), 1e-30)
+    if not 0 < scale < 1e20:
+        raise LossError(f"loss.perceptual_depth = {depth!r}: this image decoder makes the same of all codes there")
+    return float(f"{scale:.3g}")
 
 
 class PerceptualSums(NamedTuple):
@@ -163,8 +189,8 @@ def _codebook_sums(projection, hidden, targets, marks, frozen, config, vocabular
 def _decoder_sums(projection, hidden, targets, marks, frozen, config, vocabulary) -> PerceptualSums:
     """Squared distances of decoder features, for images gathered into `perceptual_images` slots.
 
-    For each image: the mean over positions and channels of the squared difference, times E. So every depth is on
-    the scale of eq. 3, a sum over E channels, and "codebook" would be eq. 3 for these images.
+    For each image: the mean over positions and channels of the squared difference, times E and `frozen.scale`. So
+    every depth is on the scale of eq. 3, a sum over E channels, and "codebook" would be eq. 3 for these images.
     """
     rows, columns = vocabulary.image_grid
     length = hidden.shape[1]
@@ -179,5 +205,5 @@ def _decoder_sums(projection, hidden, targets, marks, frozen, config, vocabulary
     decoder = jax.lax.stop_gradient(frozen.decoder)
     ours = frozen.features(decoder, predicted.reshape(grid), config.perceptual_depth)
     theirs = jax.lax.stop_gradient(frozen.features(decoder, target.reshape(grid), config.perceptual_depth))
-    distance = jnp.mean(jnp.square(ours - theirs), axis=(1, 2, 3)) * codebook.shape[-1]
+    distance = jnp.mean(jnp.square(ours - theirs), axis=(1, 2, 3)) * (codebook.shape[-1] * frozen.scale)
     return PerceptualSums(jnp.sum(jnp.where(used, distance, 0.0)), jnp.sum(used.astype(jnp.float32)))

@@ -1,5 +1,6 @@
 """Perceptual alignment: eq. 3, the published trainer's form, the frozen decoder, and that it cannot be copied."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,8 @@ import pytest
 from golden_losses import GOLDEN, golden_batch, golden_vocabulary
 
 from ar_omni_jax.documents import Role, task_index, token_class
+from ar_omni_jax.main import image_decoder
+from ar_omni_jax.tokenizers.bundle import load_tokenizers
 from ar_omni_jax.training import losses, perceptual
 from ar_omni_jax.training.losses import LossConfig, LossError
 from ar_omni_jax.training.perceptual import FrozenImageDecoder
@@ -144,6 +147,42 @@ def test_deeper_is_the_mean_over_images_of_decoder_features(depth, alignment):
     ours = sums(config, batch, hidden, projection, decoder)
     assert float(ours.count) == len(starts)
     np.testing.assert_allclose(ours.total, total, rtol=1e-4)
+
+
+@pytest.mark.parametrize("depth", ["mid", "up_3", "pixels"])
+def test_one_weight_serves_every_depth_of_a_real_decoder(depth):
+    tokenizers = load_tokenizers("toyworld", need=("image",))
+    decoder = image_decoder(tokenizers, depth)
+    codes = np.random.default_rng(7).integers(len(decoder.codebook), size=(2, 6, *tokenizers.vocabulary.image_grid))
+    a, b = jnp.asarray(decoder.codebook)[codes]
+    ours, theirs = (decoder.features(decoder.decoder, z, depth) for z in (a, b))
+    ratio = float(jnp.mean(jnp.square(ours - theirs)) / jnp.mean(jnp.square(a - b)))
+    assert ratio > 1e3 or depth == "pixels"  # unscaled the term drowned the rest
+    np.testing.assert_allclose(ratio * decoder.scale, 1, rtol=0.15)
+    assert image_decoder(tokenizers).scale == image_decoder(tokenizers, "nowhere").scale == 1
+
+
+def test_the_scale_multiplies_deeper_terms_alone():
+    batch, decoder = make_batch(ROWS), frozen()
+    hidden, projection = (
+        random_hidden(batch),
+        perceptual.init_projection(jax.random.key(0), WIDTH, CHANNELS, bias=False),
+    )
+    for depth, factor in (("codebook", 1), ("mid", 0.25)):
+        config = LossConfig(perceptual_weight=1.0, perceptual_depth=depth, perceptual_images=9)
+        one, other = (
+            sums(config, batch, hidden, projection, dataclasses.replace(decoder, scale=scale)) for scale in (1.0, 0.25)
+        )
+        np.testing.assert_allclose(other.total, factor * one.total, rtol=1e-6)
+
+
+def test_a_decoder_that_makes_the_same_of_all_codes_is_refused():
+    dead = dataclasses.replace(frozen(), features=lambda decoder, z, depth: jnp.zeros_like(z))
+    with pytest.raises(LossError, match="'mid': this image decoder makes the same"):
+        perceptual.depth_scale(dead, "mid", VOCABULARY.image_grid)
+    broken = dataclasses.replace(frozen(), features=lambda decoder, z, depth: z * jnp.nan)
+    with pytest.raises(LossError, match="makes the same"):
+        perceptual.depth_scale(broken, "mid", VOCABULARY.image_grid)
 
 
 def test_only_complete_images_are_drawn_and_the_draw_is_fixed():

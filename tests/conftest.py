@@ -1,4 +1,4 @@
-"""One process with 8 fake CPU devices for the whole suite: set before anything imports jax."""
+"""8 fake CPU devices for every process of the suite: set before anything imports jax."""
 
 import gc
 import os

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ar_omni_jax.documents import Document, DocumentError, Part, document_from_json, is_id
@@ -37,8 +37,7 @@ class ManifestSource:
     def ids(self) -> Iterator[str | None]:
         for _, _, line in self._index.lines(0, len(self)):
             try:
-                record = parse_object(line, "")
-                yield str(record["id"]) if is_id(record.get("id")) else None
+                yield _name(parse_object(line, "")) or None
             except DocumentError:
                 yield None
 
@@ -47,7 +46,7 @@ class ManifestSource:
             where, name = f"{self.path}: line {number}", ""
             try:
                 data = parse_object(line, where)
-                name = str(data["id"]) if is_id(data.get("id")) else ""
+                name = _name(data)
                 document = document_from_json(data, source="manifest", where=where)
                 yield Record(index, where, name, self._resolved(document, where))
             except DocumentError as e:
@@ -68,3 +67,8 @@ class ManifestSource:
         turns = tuple(dataclasses.replace(t, parts=tuple(resolve(p) for p in t.parts)) for t in document.turns)
         dropped = prompt_dropped(document.task, document.id, self._options)
         return dataclasses.replace(document, turns=turns, prompt_dropped=dropped)
+
+
+def _name(record: Mapping) -> str:
+    """The record's id; empty for none that names it."""
+    return str(record["id"]) if is_id(record.get("id")) else ""

@@ -12,7 +12,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # what `fl
 
 
 def replace_file(path: str | Path, data: bytes) -> None:
-    """Writes `data` to `path` so that a reader or a crash sees the old file or the new one, never a part."""
+    """Writes `data` to `path` so that a reader or a crash sees the old file or the new one, never a part. Where the
+    system refuses (a full disk), the OSError names the file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # other hosts have our pid too
@@ -22,8 +23,10 @@ def replace_file(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:  # on a full disk half a file would stand in the way of the next try
+    except BaseException as error:  # on a full disk half a file would stand in the way of the next try
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from flax import nnx
 from PIL import Image
 
 from ar_omni_jax import generate
@@ -19,24 +18,11 @@ from ar_omni_jax.decoding.strategy import GREEDY
 from ar_omni_jax.documents import Document, DocumentError, Part, Turn
 from ar_omni_jax.history import read_history
 from ar_omni_jax.inference import detokenize, user_document
-from ar_omni_jax.model.config import TransformerConfig
-from ar_omni_jax.model.transformer import Transformer
-from ar_omni_jax.predictor import Predictor
-from ar_omni_jax.tokenizers.bundle import load_tokenizers
 from ar_omni_jax.tokenizers.speech.wav import WavWriter, pcm16, wav_bytes
 from ar_omni_jax.vocabulary import Modality
+from tests.tiny_predictor import BUDGETS, make_command, make_predictor, pixels, tts, wave
 
-BUDGETS = {"text": 6, "speech": 12}
 HELLO = (Turn("user", (Part(Modality.TEXT, "hello"),)), Turn("assistant", (Part(Modality.TEXT, "hello"),)))
-
-
-def make_predictor(**options) -> Predictor:
-    tokenizers = load_tokenizers("toyworld", need=("text",))
-    config = TransformerConfig(
-        vocab_size=tokenizers.vocabulary.size, num_layers=1, d_model=32, num_heads=2, num_kv_heads=2, head_dim=16,
-        d_ff=48, max_length=256, dtype="float32",
-    )
-    return Predictor(Transformer(config, rngs=nnx.Rngs(0)), tokenizers, "paper", 7, **options)
 
 
 @pytest.fixture(scope="module")
@@ -46,30 +32,10 @@ def predictor():
 
 @pytest.fixture
 def command(predictor, monkeypatch, tmp_path):
-    """Runs the command with the tiny predictor in place of a checkpoint: arguments -> exit code."""
-    monkeypatch.setattr(Predictor, "load", classmethod(lambda cls, *args, **options: predictor))
-
-    def run(*arguments):
-        small = ("--max_text=6", "--max_speech=12")
-        return generate.main(["--checkpoint=x", f"--output={tmp_path / 'out'}", *small, *map(str, arguments)])
-
-    run.out = tmp_path / "out"
-    return run
-
-
-def tts(text="a red circle", **options):
-    return user_document("tts", text=text, **options)
+    return make_command(predictor, monkeypatch, tmp_path)
 
 
 # -- the Python API --------------------------------------------------------------------------------------------
-def pixels():
-    return np.random.default_rng(0).integers(0, 255, (80, 70, 3), np.uint8)
-
-
-def wave(seconds=0.3, rate=16000):
-    return (0.1 * np.sin(np.arange(int(seconds * rate)) * 0.1)).astype(np.float32)
-
-
 def test_images_and_sound_by_path_bytes_and_array_are_one_request(predictor, tmp_path):
     Image.fromarray(pixels()).save(tmp_path / "a.png")
     buffer = io.BytesIO()

@@ -15,7 +15,7 @@ from ar_omni_jax.history import read_history, write_history
 from ar_omni_jax.inference import user_document
 from ar_omni_jax.predictor import Predictor
 from ar_omni_jax.tokenizers.speech.wav import WavWriter
-from tests.test_generate_command import BUDGETS, make_predictor, pixels, tts
+from tests.tiny_predictor import BUDGETS, make_predictor, pixels, tts
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ar_omni_jax.documents import Part
 from ar_omni_jax.inference import user_document
 from ar_omni_jax.predictor import Predictor
 from ar_omni_jax.vocabulary import Modality
-from tests.test_generate_command import BUDGETS, make_predictor, pixels, tts, wave
+from tests.tiny_predictor import BUDGETS, make_command, make_predictor, pixels, tts, wave
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +26,7 @@ def predictor():
 
 @pytest.fixture
 def command(predictor, monkeypatch, tmp_path):
-    """Runs the command with the tiny predictor in place of a checkpoint: arguments -> exit code."""
-    monkeypatch.setattr(Predictor, "load", classmethod(lambda cls, *args, **options: predictor))
-
-    def run(*arguments):
-        small = ("--max_text=6", "--max_speech=12")
-        return generate.main(["--checkpoint=x", f"--output={tmp_path / 'out'}", *small, *map(str, arguments)])
-
-    run.out = tmp_path / "out"
-    return run
+    return make_command(predictor, monkeypatch, tmp_path)
 
 
 # -- values ----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from ar_omni_jax.ablation.keep import keep
 from ar_omni_jax.ablation.runner import AblationError, Plan, run_all
 from ar_omni_jax.ablation.study import Study
+from ar_omni_jax.evaluation.report import ReportError
 
 
 def parse_arguments(study: Study, about: str, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -86,7 +87,7 @@ def run_command(
             **({"limit": options.limit} if study.judged else {}),
         )
         run_all(plan, options.output, page_command(study, options), options.jobs)
-    except (AblationError, OSError) as error:
+    except (AblationError, ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

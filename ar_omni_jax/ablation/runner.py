@@ -141,10 +141,6 @@ def run_all(plan: Plan, output: Path, after_each: Sequence[str] = (), jobs: int 
         _claim(plan, output)
         todo = [run for run in plan.runs() if not finished(output, *run)]
         started, done, page = time.monotonic(), 0, threading.Lock()
-        try:
-            crew = Jobs(jobs)
-        except JobError as error:
-            raise AblationError(str(error)) from error
 
         def one(run: tuple[int, tuple[str, int]], call) -> None:
             nonlocal done
@@ -162,6 +158,7 @@ def run_all(plan: Plan, output: Path, after_each: Sequence[str] = (), jobs: int 
                     crew.call(after_each)  # on all cores, which the page tells
 
         try:
+            crew = Jobs(jobs)
             crew.run_all(list(enumerate(todo)), one)
             if not todo and after_each:
                 crew.run_all([after_each], lambda command, _: crew.call(command))

@@ -150,9 +150,14 @@ def read_manifest(evaluation: dict, run: Path) -> tuple[Path, dict[str, dict]]:
 
 
 def made_files(folder: Path, name: str) -> list[Path]:
-    """The files of one answer, as its own record says."""
+    """The files of one answer, as its own record says; none without a record. ReportError for a damaged one."""
     record = folder / f"{name}.json"
-    return [folder / file for file in json.loads(record.read_text())["files"]] if record.is_file() else []
+    if not record.is_file():
+        return []
+    try:
+        return [folder / file for file in json.loads(record.read_text())["files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{record} is damaged ({error}): remove it and evaluate again") from error
 
 
 def copy_samples(evaluation: dict, run: Path, output: Path, count: int) -> dict[str, list[dict]]:

@@ -311,6 +311,18 @@ def test_a_plan_that_is_damaged_or_gone_is_named(plan, tmp_path, capsys, monkeyp
         assert "plan.json" in error and "remove it, and the command that made the runs" in error
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"files": 3}'])
+def test_a_damaged_record_of_an_answer_is_named(plan, tmp_path, capsys, text):
+    output = tmp_path / "out"
+    write_run(output, "full", 0, 0.5)
+    (output / runner.PLAN_FILE).write_text(json.dumps(plan.comparable()))
+    record = runner.workdir(output, "full", 0) / "evaluation" / "t2i" / "000.json"
+    record.write_text(text)
+    for more in (["--page_only"], ["--keep", str(tmp_path / "kept")]):
+        assert run_command(ABLATION, "", page.write_page, ["--output", str(output), *more]) == 1
+        assert f"error: {record} is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["[]", '{"splits": {"train": 5}}', '{"splits": []}'])
 def test_rows_whose_description_is_damaged_are_named(plan, tmp_path, text):
     (tmp_path / "packed" / "dataset.json").write_text(text)

@@ -81,9 +81,8 @@ class Engine:
             raise GenerationError(f"Engine(capacity={capacity}): must be positive, or None for the model's max_length")
         self.capacity = min(capacity or model.config.max_length, model.config.max_length)
         made, self.config = make_decode_weights(model, weights, sharded=mesh is not None)
-        self._weights = place_weights(made, self.config, weights == "int8", mesh)
         self._lanes = make_lanes(
-            self._weights,
+            place_weights(made, self.config, weights == "int8", mesh),
             self.config,
             class_table(vocabulary),
             rows=self.rows,

@@ -21,14 +21,16 @@ from ar_omni_jax.decoding.request import Plan
 from ar_omni_jax.decoding.rows import Settings, empty_rows, programs
 from ar_omni_jax.machine import cores, processor_vendor
 from ar_omni_jax.model.config import TransformerConfig
-from ar_omni_jax.model.decode_weights import DecodeWeights, tile_weights
+from ar_omni_jax.model.decode_weights import DecodeWeights, tile_weights, transpose_weights
 
 SMALLEST_BUCKET = 16
 ROWS_OF_A_LANE = 4  # at least: a row with both branches of its guidance fits, and weights are read for several rows
 ROOM_STEP, SMALLEST_ROOM = 32, 64  # slots of a lane's rows
 CACHED_BYTES = 32 << 20  # of weights: above, lanes would take turns at the memory
 ROWS_OF_TILES = 8  # of a lane: from here on a product takes as long as the copying of its matrix that tiles save
-VENDORS_OF_TILES = ("AuthenticAMD",)  # measured 1.2 to 1.6 times as fast in tiles; Intel with AVX-512 half as fast
+# Who makes the processors on which each form of the matrices was measured to be faster (benchmarks/products.py).
+VENDORS_OF_TILES = ("AuthenticAMD",)  # 1.2 to 1.6 times as fast; Intel with AVX-512 half as fast
+VENDORS_OF_TRANSPOSED = ("GenuineIntel",)  # where no cache holds them: 8 rows 1.3 times as fast, prompts 1.4 times
 
 
 @dataclasses.dataclass
@@ -66,7 +68,7 @@ class Lane:
     """`rows` rows with room for `capacity` tokens each.
 
     Args:
-      tiled: the weights that tokens are made with; prompts, which have many rows, are read with `weights`.
+      prompt_weights, token_weights: what prompts are read with, and tokens made, in forms that may differ.
       alone: on a thread of its own, with programs of one thread (CPU without a mesh only). Its rows then have only
         as much room as they need by now: a step reads all of it, needed or not. The results' bits do not depend on
         the room, a multiple of ROOM_STEP, in programs of one thread (elsewhere they do).
@@ -76,8 +78,8 @@ class Lane:
 
     def __init__(
         self,
-        weights: DecodeWeights,
-        tiled: DecodeWeights,
+        prompt_weights: DecodeWeights,
+        token_weights: DecodeWeights,
         config: TransformerConfig,
         class_of: np.ndarray,
         *,
@@ -88,7 +90,7 @@ class Lane:
         alone: bool,
     ):
         self.rows, self.capacity, self.chunk = rows, capacity, chunk
-        self._weights, self._tiled, self._config = weights, tiled, config
+        self._prompt_weights, self._token_weights, self._config = prompt_weights, token_weights, config
         self._room = _room(0, capacity) if alone else capacity
         self._state, shardings = place_rows(empty_rows(config, class_of, rows, self._room), mesh)
         self._read_prompt, self._make_tokens, self._clear_row, self._resize = programs(shardings, single_thread=alone)
@@ -158,7 +160,7 @@ class Lane:
             prompt.result()
         self._have_room(room)
         self._state, *results = self._make_tokens(
-            self._tiled, self._state, *call, config=self._config, width=self.chunk
+            self._token_weights, self._state, *call, config=self._config, width=self.chunk
         )
         return results
 
@@ -184,7 +186,7 @@ class Lane:
             padded[:length] = ids
             start, left = (plan.start, plan.left) if number == 0 else (END, 0)
             self._state = self._read_prompt(
-                self._weights,
+                self._prompt_weights,
                 self._state,
                 np.int32(slot),
                 padded,
@@ -200,13 +202,24 @@ class Lane:
 def make_lanes(weights: DecodeWeights, config, class_of, *, rows: int, mesh: Mesh | None, **room) -> list[Lane]:
     """The lanes of `rows` rows in all, alike; `room`: capacity and chunk of each."""
     count = 1
+    prompts = tokens = weights
     if mesh is None and jax.default_backend() == "cpu":
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
         count = lane_count(rows, size, cores())
+        prompts, tokens = _forms(weights, size <= CACHED_BYTES, rows // count, laned=count > 1)
     options = {"rows": rows // count, "mesh": mesh, "alone": count > 1, **room}
-    tiles = count > 1 and rows // count < ROWS_OF_TILES and processor_vendor() in VENDORS_OF_TILES
-    tiled = tile_weights(weights) if tiles else weights
-    return [Lane(weights, tiled, config, class_of, **options) for _ in range(count)]
+    return [Lane(prompts, tokens, config, class_of, **options) for _ in range(count)]
+
+
+def _forms(weights: DecodeWeights, cached: bool, rows: int, laned: bool) -> tuple[DecodeWeights, DecodeWeights]:
+    """On a CPU, what prompts are read and tokens are made with by lanes of `rows` rows. cached: the weights stay in
+    the cache. The vendor decides, not a measurement, so that equal machines give equal bits."""
+    vendor = processor_vendor()
+    if laned and rows < ROWS_OF_TILES and vendor in VENDORS_OF_TILES:
+        return weights, tile_weights(weights)
+    if not cached and vendor in VENDORS_OF_TRANSPOSED:
+        return (transpose_weights(weights),) * 2
+    return weights, weights
 
 
 def lane_count(rows: int, weight_bytes: int, cores: int) -> int:

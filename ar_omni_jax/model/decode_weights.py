@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from ar_omni_jax.model.config import ConfigError, TransformerConfig
 from ar_omni_jax.model.quantized import Int8Matrix, Matrix, quantize
 from ar_omni_jax.model.tiled import tile
 from ar_omni_jax.model.transformer import Transformer, abstract_transformer
+from ar_omni_jax.model.transposed import transpose
 
 Columns = tuple[Matrix, ...]  # matrices with one input, whose outputs stand side by side
 
@@ -119,17 +121,25 @@ def make_decode_weights(
 @jax.jit
 def tile_weights(weights: DecodeWeights) -> DecodeWeights:
     """The same weights with every float32 matrix of the products in tiles (`model/tiled.py`); others are left whole."""
+    return _each_matrix(weights, tile)
 
-    def cut(matrix: Matrix) -> Matrix:
-        whole = isinstance(matrix, Int8Matrix) or matrix.dtype != jnp.float32
-        return matrix if whole else tile(matrix)
+
+@jax.jit
+def transpose_weights(weights: DecodeWeights) -> DecodeWeights:
+    """The same, with these matrices by outputs (`model/transposed.py`)."""
+    return _each_matrix(weights, transpose)
+
+
+def _each_matrix(weights: DecodeWeights, form: Callable[[jax.Array], Matrix]) -> DecodeWeights:
+    def formed(matrix: Matrix) -> Matrix:
+        plain = not isinstance(matrix, Int8Matrix) and matrix.dtype == jnp.float32
+        return form(matrix) if plain else matrix
 
     def layer(w: LayerWeights) -> LayerWeights:
-        return dataclasses.replace(
-            w, qkv=tuple(map(cut, w.qkv)), out=cut(w.out), gate_up=tuple(map(cut, w.gate_up)), down=cut(w.down)
-        )
+        qkv, gate_up = (tuple(map(formed, columns)) for columns in (w.qkv, w.gate_up))
+        return dataclasses.replace(w, qkv=qkv, out=formed(w.out), gate_up=gate_up, down=formed(w.down))
 
-    output = None if weights.output is None else cut(weights.output)
+    output = None if weights.output is None else formed(weights.output)
     return dataclasses.replace(weights, layers=tuple(map(layer, weights.layers)), output=output)
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ar_omni_jax.model.tiled import TiledMatrix, multiply_tiled
+from ar_omni_jax.model.transposed import TransposedMatrix, multiply_transposed
 
 CPU_BLOCK = 1 << 16  # entries of a block that is widened at a time: 256 KiB in float32, inside an L2 cache
 LARGEST = 127.0
@@ -33,7 +34,7 @@ class Int8Matrix:
         return self.values.shape
 
 
-Matrix = jax.Array | Int8Matrix | TiledMatrix
+Matrix = jax.Array | Int8Matrix | TiledMatrix | TransposedMatrix
 
 
 def quantize(w_IO) -> Int8Matrix:
@@ -54,6 +55,8 @@ def multiply(x_NI, matrix: Matrix, out_dtype=None):
     out_dtype = out_dtype or x_NI.dtype
     if isinstance(matrix, TiledMatrix):
         return multiply_tiled(x_NI, matrix).astype(out_dtype)
+    if isinstance(matrix, TransposedMatrix):
+        return multiply_transposed(x_NI, matrix, out_dtype)
     if not isinstance(matrix, Int8Matrix):
         return jnp.matmul(x_NI, matrix, preferred_element_type=out_dtype)
     sums = jax.lax.platform_dependent(x_NI, matrix.values, cpu=_by_blocks, default=_fused)

@@ -8,7 +8,7 @@ from flax import nnx
 from ar_omni_jax.decoding.grammar import class_table
 from ar_omni_jax.decoding.rows import empty_rows, empty_settings, programs
 from ar_omni_jax.model.config import TransformerConfig
-from ar_omni_jax.model.decode_weights import make_decode_weights, tile_weights
+from ar_omni_jax.model.decode_weights import make_decode_weights, tile_weights, transpose_weights
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.vocabulary import compact_vocabulary
 from tests.decoding.hlo import written_arrays
@@ -32,15 +32,15 @@ KEYS_BYTES = 4 * int(np.prod(CACHE_SHAPE))
 IN_PLACE = ("dynamic-update-slice", "scatter", "while", "conditional")
 
 
-@pytest.fixture(scope="module", params=["float32", "int8", "tiled"])
+@pytest.fixture(scope="module", params=["float32", "int8", "tiled", "transposed"])
 def chunk(request):
     """(weight type, compiled loop, its rows)."""
-    tiled = request.param == "tiled"  # as a lane of a few rows has them
-    made, config = make_decode_weights(Transformer(CONFIG, rngs=nnx.Rngs(0)), "float32" if tiled else request.param)
-    made = tile_weights(made) if tiled else made
+    form = {"tiled": tile_weights, "transposed": transpose_weights}.get(request.param)  # as lanes on a CPU have them
+    made, config = make_decode_weights(Transformer(CONFIG, rngs=nnx.Rngs(0)), "float32" if form else request.param)
+    made = form(made) if form else made
     rows = empty_rows(config, class_table(VOCABULARY), ROWS, CONFIG.max_length)
     given = (made, rows, np.ones(ROWS, bool), np.int32(4), np.bool_(False))
-    loop = programs(single_thread=tiled)[1]
+    loop = programs(single_thread=request.param == "tiled")[1]
     return request.param, loop.lower(*given, config=config, width=8).compile(), rows
 
 

@@ -246,7 +246,7 @@ def test_sharded_over_a_mesh():
     plain = make_engine(rows=4).generate(requests)
     for weights in (None, "int8"):
         engine = make_engine(rows=4, weights=weights, mesh=mesh)
-        split = jax.tree.leaves(engine._weights.layers[0].gate_up[0])[0]
+        split = jax.tree.leaves(engine._lanes[0]._token_weights.layers[0].gate_up[0])[0]
         assert split.sharding.shard_shape(split.shape) == (split.shape[0] // 2, split.shape[1] // 2)
         answers = engine.generate(requests)
         for request, answer, expected in zip(requests, answers, plain, strict=True):

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,6 +15,7 @@ from ar_omni_jax.decoding.engine import Engine, Request
 from ar_omni_jax.decoding.guidance import Guidance
 from ar_omni_jax.decoding.request import plan
 from ar_omni_jax.model.transformer import Transformer
+from ar_omni_jax.model.transposed import TransposedMatrix
 from tests.decoding.test_engine import REQUESTS, check_no_influence, make_engine
 from tests.decoding.test_generate import CONFIG, HOT
 from tests.decoding.test_grammar import VOCABULARY, check_answer
@@ -45,8 +47,38 @@ def engine():
 
 
 def test_matrices_are_in_tiles_where_that_was_measured_to_be_faster(engine):
-    assert all(lane._tiled is not lane._weights for lane in engine._lanes)
-    assert all(lane._tiled is lane._weights for vendor in ("GenuineIntel", "") for lane in make_laned(vendor)._lanes)
+    assert all(lane._token_weights is not lane._prompt_weights for lane in engine._lanes)
+    for vendor in ("GenuineIntel", ""):
+        assert all(lane._token_weights is lane._prompt_weights for lane in make_laned(vendor)._lanes)
+
+
+def make_uncached(vendor):
+    """An engine whose weights are too large for the cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "CACHED_BYTES", 0)
+        patch.setattr(lanes, "processor_vendor", lambda: vendor)
+        made = make_engine(rows=8)
+    assert len(made._lanes) == 1
+    return made
+
+
+@pytest.fixture(scope="module")
+def uncached():
+    return make_uncached("GenuineIntel")
+
+
+def test_matrices_that_no_cache_holds_are_transposed_where_that_was_measured_to_be_faster(uncached):
+    lane = uncached._lanes[0]
+    assert lane._token_weights is lane._prompt_weights  # held once
+    assert isinstance(lane._token_weights.layers[0].out, TransposedMatrix)
+    for vendor in ("AuthenticAMD", ""):
+        assert isinstance(make_uncached(vendor)._lanes[0]._token_weights.layers[0].out, jax.Array)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(REQUESTS, min_size=1, max_size=12), st.randoms())
+def test_no_row_influences_another_with_transposed_matrices(uncached, requests, random):
+    check_no_influence(uncached, requests, random)
 
 
 @settings(max_examples=15, deadline=None)

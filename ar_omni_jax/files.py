@@ -25,7 +25,7 @@ def replace_file(path: str | Path, data: bytes) -> None:
         os.replace(temporary, path)
     except BaseException as error:  # on a full disk half a file would stand in the way of the next try
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 

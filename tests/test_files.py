@@ -20,3 +20,13 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_the_old_one(tmp_path, monk
         replace_file(path, b"new")
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_takes_no_file_is_told_with_the_file_that_was_wanted(tmp_path, monkeypatch):
+    def full(name, *_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(name))
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(OSError, match="quota") as caught:
+        replace_file(tmp_path / "record.json", b"new")
+    assert caught.value.filename == str(tmp_path / "record.json")

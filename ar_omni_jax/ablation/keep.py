@@ -52,7 +52,9 @@ def _keep_run(folder: Path, target: Path) -> None:
                 if file.is_file():
                     (target / "evaluation" / task).mkdir(exist_ok=True)
                     shutil.copyfile(file, target / "evaluation" / task / file.name)
-    results = json.loads((folder / JUDGED).read_text())
-    for name in HERE_ONLY:
-        results.pop(name, None)
+    judged = folder / JUDGED
+    try:
+        results = {key: value for key, value in json.loads(judged.read_text()).items() if key not in HERE_ONLY}
+    except (ValueError, AttributeError) as error:
+        raise AblationError(f"{judged} is damaged ({error}); remove it, and the study makes it again") from error
     replace_file(target / JUDGED, (json.dumps(results) + "\n").encode())

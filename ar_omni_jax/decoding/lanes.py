@@ -27,7 +27,7 @@ SMALLEST_BUCKET = 16
 ROWS_OF_A_LANE = 4  # at least: a row with both branches of its guidance fits, and weights are read for several rows
 ROOM_STEP, SMALLEST_ROOM = 32, 64  # slots of a lane's rows
 CACHED_BYTES = 32 << 20  # of weights: above, lanes would take turns at the memory
-ROWS_OF_TILES = 8  # of a lane: from here on a product takes as long as the copying of its matrix that tiles save
+ROWS_OF_TILES = 8  # of a lane: from here on tiles gain little (8 rows) or lose (16)
 # Who makes the processors on which each form of the matrices was measured to be faster (benchmarks/products.py).
 VENDORS_OF_TILES = ("AuthenticAMD",)  # 1.2 to 1.6 times as fast; Intel with AVX-512 half as fast
 VENDORS_OF_TRANSPOSED = ("GenuineIntel",)  # where no cache holds them: 8 rows 1.3 times as fast, prompts 1.4 times
@@ -69,9 +69,9 @@ class Lane:
 
     Args:
       prompt_weights, token_weights: what prompts are read with, and tokens made, in forms that may differ.
-      alone: on a thread of its own, with programs of one thread (CPU without a mesh only). Its rows then have only
-        as much room as they need by now: a step reads all of it, needed or not. The results' bits do not depend on
-        the room, a multiple of ROOM_STEP, in programs of one thread (elsewhere they do).
+      alone: on a thread of its own, tokens made by a program of one thread (CPU without a mesh only). Its rows then
+        have only as much room as they need by now: a step reads all of it, needed or not. The results' bits do not
+        depend on the room, a multiple of ROOM_STEP, in programs of one thread (elsewhere they do).
     Attributes:
       answers: by the slot of each answer's own row. free: slots in no use, ascending.
     """

@@ -33,7 +33,7 @@ def answers_of(
     if isinstance(system, KnownSystem):
         return system.known(task, documents)
     log = RecordFile(folder / "answers.jsonl", header_of(system, task, data), on_change)
-    lost = [k for k, record in log.records.items() if not all((folder / name).is_file() for name in record["files"])]
+    lost = [k for k, record in log.records.items() if not _is_there(folder, k, record)]
     for k in lost:  # made again like answers that never came
         del log.records[k]
     if not log.records:
@@ -44,9 +44,19 @@ def answers_of(
         if isinstance(answer, Exception):
             answer, more = _nothing(answer), {**more, "error": str(answer)}
         extra = {"id": documents[index].id, **more}
-        record = answer.save(folder, f"{index:03d}", sample_rate, extra=extra)
+        record = answer.save(folder, _name(index), sample_rate, extra=extra)
         log.append(index, {key: value for key, value in record.items() if key != "tokens"})  # those stand in its file
     return [answer_from_record(log.records[k], folder) for k in range(len(documents))]
+
+
+def _name(index: int) -> str:
+    """Of an answer's files."""
+    return f"{index:03d}"
+
+
+def _is_there(folder: Path, index: int, record: dict) -> bool:
+    """Whether all files of an answer are in the folder, its own record among them."""
+    return all((folder / name).is_file() for name in (f"{_name(index)}.json", *record["files"]))
 
 
 def header_of(system: MakingSystem | KnownSystem, task: str, data: str) -> dict:

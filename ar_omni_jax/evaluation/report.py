@@ -157,7 +157,8 @@ def made_files(folder: Path, name: str) -> list[Path]:
     try:
         return [folder / file for file in json.loads(record.read_text())["files"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{record} is damaged ({error}): remove it and evaluate again") from error
+        judged = folder.parent / "evaluation.json"
+        raise ReportError(f"{record} is damaged ({error}): remove it and {judged}, and evaluate again") from error
 
 
 def copy_samples(evaluation: dict, run: Path, output: Path, count: int) -> dict[str, list[dict]]:

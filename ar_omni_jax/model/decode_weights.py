@@ -118,16 +118,18 @@ def make_decode_weights(
     return _convert(graph, params, config=config, int8=weights == "int8", joined=not sharded), config
 
 
-@jax.jit
+_tiled, _transposed = jax.jit(tile), jax.jit(transpose)
+
+
 def tile_weights(weights: DecodeWeights) -> DecodeWeights:
-    """The same weights with every float32 matrix of the products in tiles (`model/tiled.py`); others are left whole."""
-    return _each_matrix(weights, tile)
+    """The same weights with every float32 matrix of the products in tiles (`model/tiled.py`). All others are
+    the given arrays."""
+    return _each_matrix(weights, _tiled)
 
 
-@jax.jit
 def transpose_weights(weights: DecodeWeights) -> DecodeWeights:
     """The same, with these matrices by outputs (`model/transposed.py`)."""
-    return _each_matrix(weights, transpose)
+    return _each_matrix(weights, _transposed)
 
 
 def _each_matrix(weights: DecodeWeights, form: Callable[[jax.Array], Matrix]) -> DecodeWeights:

@@ -320,7 +320,13 @@ def test_a_damaged_record_of_an_answer_is_named(plan, tmp_path, capsys, text):
     record.write_text(text)
     for more in (["--page_only"], ["--keep", str(tmp_path / "kept")]):
         assert run_command(ABLATION, "", page.write_page, ["--output", str(output), *more]) == 1
-        assert f"error: {record} is damaged" in capsys.readouterr().err
+        assert f"error: {record} is damaged" in (error := capsys.readouterr().err)
+        assert f"remove it and {record.parents[1] / 'evaluation.json'}, and evaluate again" in error
+    record.write_text('{"files": []}')
+    judged = record.parents[1] / "evaluation.json"
+    judged.write_text("[]")
+    assert run_command(ABLATION, "", page.write_page, ["--output", str(output), "--keep", str(tmp_path / "kept")]) == 1
+    assert f"error: {judged} is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["[]", '{"splits": {"train": 5}}', '{"splits": []}'])

@@ -70,8 +70,10 @@ def test_the_audit_sees_a_widened_and_a_sliced_matrix():
     assert written_arrays(text, SMALLEST_MATRIX)
 
 
-def test_prompts_are_read_without_logits_and_into_the_cache_that_is_there():
-    made, config = make_decode_weights(Transformer(CONFIG, rngs=nnx.Rngs(0)))
+@pytest.mark.parametrize("form", [lambda plain: plain, transpose_weights], ids=["plain", "transposed"])
+def test_prompts_are_read_without_logits_and_into_the_cache_that_is_there(form):
+    made, config = make_decode_weights(Transformer(CONFIG, rngs=nnx.Rngs(0)), "float32")
+    made = form(made)
     rows = empty_rows(config, class_table(VOCABULARY), ROWS, CONFIG.max_length)
     settings = jax.tree.map(lambda a: np.asarray(a)[0], empty_settings(ROWS))
     zero = np.int32(0)
@@ -81,3 +83,6 @@ def test_prompts_are_read_without_logits_and_into_the_cache_that_is_there():
     assert memory.alias_size_in_bytes >= 6 * KEYS_BYTES and memory.temp_size_in_bytes < 6 * KEYS_BYTES
     wide = [one for one in written_arrays(compiled.as_text(), 1) if one[1] == "f32" and VOCABULARY.size in one[2]]
     assert not wide
+    matrices = {leaf.shape for leaf in jax.tree.leaves(made.layers) if leaf.ndim == 2}
+    matrices |= {shape[::-1] for shape in matrices}
+    assert not [one for one in written_arrays(compiled.as_text(), SMALLEST_MATRIX) if one[2] in matrices]

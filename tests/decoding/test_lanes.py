@@ -14,6 +14,7 @@ from ar_omni_jax.decoding import lanes, rows
 from ar_omni_jax.decoding.engine import Engine, Request
 from ar_omni_jax.decoding.guidance import Guidance
 from ar_omni_jax.decoding.request import plan
+from ar_omni_jax.model.tiled import TiledMatrix
 from ar_omni_jax.model.transformer import Transformer
 from ar_omni_jax.model.transposed import TransposedMatrix
 from tests.decoding.test_engine import REQUESTS, check_no_influence, make_engine
@@ -47,9 +48,14 @@ def engine():
 
 
 def test_matrices_are_in_tiles_where_that_was_measured_to_be_faster(engine):
-    assert all(lane._token_weights is not lane._prompt_weights for lane in engine._lanes)
+    for lane in engine._lanes:
+        assert isinstance(lane._token_weights.layers[0].out, TiledMatrix)
+        assert isinstance(lane._prompt_weights.layers[0].out, jax.Array)
+        assert lane._token_weights.embedding is lane._prompt_weights.embedding  # held once
     for vendor in ("GenuineIntel", ""):
-        assert all(lane._token_weights is lane._prompt_weights for lane in make_laned(vendor)._lanes)
+        for lane in make_laned(vendor)._lanes:
+            assert lane._token_weights is lane._prompt_weights
+            assert isinstance(lane._token_weights.layers[0].out, jax.Array)
 
 
 def make_uncached(vendor):

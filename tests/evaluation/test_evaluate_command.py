@@ -125,7 +125,8 @@ def test_a_last_line_that_was_cut_is_made_again(run):
 
 
 @pytest.mark.parametrize(
-    ("task", "name", "asked"), [("t2i", "002.png", ["t2i-2", "t2i-3"]), ("tts", "004.wav", ["tts-4"])]
+    ("task", "name", "asked"),
+    [("t2i", "002.png", ["t2i-2", "t2i-3"]), ("tts", "004.wav", ["tts-4"]), ("tts", "004.json", ["tts-4"])],
 )
 def test_an_answer_whose_file_is_gone_is_made_again(run, task, name, asked):
     _, whole, _ = run("out", f"--task={task}", "--systems=")
@@ -134,6 +135,7 @@ def test_an_answer_whose_file_is_gone_is_made_again(run, task, name, asked):
     (run.folder / "out" / task / f"{measured}.jsonl").unlink()
     code, again, predictor = run("out", f"--task={task}", "--systems=")
     assert code == 0 and again["systems"] == whole["systems"] and predictor.asked == [asked]
+    assert (run.folder / "out" / task / name).is_file()
 
 
 def test_an_answer_whose_file_is_damaged_is_named_with_what_to_do(run, capsys):

@@ -28,6 +28,8 @@ def test_products_equal_the_plain_product(form, rows, inputs, outputs, seed):
     x, w = (draw.standard_normal(shape).astype(np.float32) for shape in ((rows, inputs), (inputs, outputs)))
     made = form(jnp.asarray(w))
     assert made.shape == w.shape
+    if form is tile:
+        assert made.tiles.shape[2] <= TILE_INPUTS and made.tiles.shape[3] == TILE_OUTPUTS
     ours = multiply(jnp.asarray(x), made)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, x.astype(np.float64) @ w, rtol=1e-5, atol=1e-5)

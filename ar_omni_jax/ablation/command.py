@@ -34,11 +34,9 @@ def parse_arguments(study: Study, about: str, arguments: Sequence[str] | None) -
     if study.judged:
         add("--limit", type=int, default=64, help="held-out documents a task")
     add("--page_only", action="store_true", help="write the page of what is there")
-    if study.judged:
-        add("--keep", type=Path, metavar="DIR", help="copy what the page stands on there, without checkpoints")
+    add("--keep", type=Path, metavar="DIR", help="copy what the page stands on there, without checkpoints")
     options, rest = parser.parse_known_args(arguments)
     wrong = [word for word in rest if not (word.startswith("--config.") and "=" in word)]
-    options.keep = getattr(options, "keep", None)
     if options.run is None and not options.page_only and not options.keep:
         parser.error("--run is needed: the folder of a finished launch/run_local.sh")
     if wrong:

@@ -96,14 +96,42 @@ def test_a_run_that_ends_without_a_number_is_counted_not_averaged():
     assert row["runs"][0]["by_modality"]["text"] is None
 
 
-def test_the_page_shows_arms_that_are_there(tmp_path):
-    (tmp_path / runner.PLAN_FILE).write_text(json.dumps({"study": "stability", "settings": []}))
+def write_probe(output):
+    """The files of four finished runs."""
+    output.mkdir(exist_ok=True)
+    (output / runner.PLAN_FILE).write_text(json.dumps({"study": "stability", "settings": []}))
     spiky = [1.0] * 30 + [70.5] + [1.0] * 9
     for name, norms, held_out in (("plain_x3", spiky, [2.5, None]), ("guarded_x3", [1.0] * 40, [2.5, 1.25])):
         for seed in range(2):
-            folder = runner.workdir(tmp_path, name, seed)
+            folder = runner.workdir(output, name, seed)
             write_metrics(folder, [2.0] * 40, norms, held_out)
             (folder / runner.TRAINED).write_text("{}")
+
+
+def test_what_is_kept_makes_the_same_page_without_speeds(tmp_path, capsys):
+    output, kept = tmp_path / "out", tmp_path / "kept"
+    write_probe(output)
+    metrics = runner.workdir(output, "plain_x3", 0) / "metrics.jsonl"
+    first, *rest = metrics.read_text().splitlines()
+    first = json.dumps(json.loads(first) | {"tokens_per_second/all": 3.0, "nll_task/asr": 1.0})
+    metrics.write_text("\n".join([first, *rest]) + "\n")
+    stability_page.write_page(output)
+    words = ["--output", str(output), "--keep", str(kept)]
+    assert command.run_command(STABILITY, "", stability_page.write_page, words) == 0
+    assert "kept 4 runs" in capsys.readouterr().out
+    stability_page.write_page(kept)
+    assert (kept / "index.html").read_text() == (output / "index.html").read_text()
+    assert (kept / "stability.json").read_text() == (output / "stability.json").read_text()
+    records = (runner.workdir(kept, "plain_x3", 0) / "metrics.jsonl").read_text()
+    assert len(records.splitlines()) == 42 and "nll/text" in records
+    assert "tokens_per_second" not in records and "nll_task" not in records
+    metrics.write_text("[1]\n{}\n")
+    assert command.run_command(STABILITY, "", stability_page.write_page, words) == 1
+    assert f"error: {metrics} is damaged" in capsys.readouterr().err
+
+
+def test_the_page_shows_arms_that_are_there(tmp_path):
+    write_probe(tmp_path)
     text = stability_page.write_page(tmp_path).read_text()
     record = json.loads((tmp_path / "stability.json").read_text())
     assert list(record["arms"]) == ["plain_x3", "guarded_x3"]

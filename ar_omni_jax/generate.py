@@ -78,10 +78,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--text", help="the text of the request")
     add("--image", help="an image file (PNG, JPEG, WebP ...)")
     add("--speech", help="a sound file (WAV, FLAC ...)")
-    add("--requests", type=Path, help="many requests instead: a document of the manifest format a line, with its own "
-        '"seed" if wanted; one that cannot be answered does not stop the others')
-    add("--history", type=Path, help="a dialogue so far, JSON or JSONL; its oldest rounds are dropped when it is too "
-        "long, and the answer says which")
+    add(
+        "--requests",
+        type=Path,
+        help="many requests instead: a document of the manifest format a line, with its own "
+        '"seed" if wanted; one that cannot be answered does not stop the others',
+    )
+    add(
+        "--history",
+        type=Path,
+        help="a dialogue so far, JSON or JSONL; its oldest rounds are dropped when it is too "
+        "long, and the answer says which",
+    )
     add("--remember", action="store_true", help="append this round to --history (a missing file is begun)")
     add("--output", type=Path, default=Path("generated"), help="directory for the answers")
     add("--name", help="base name of the files (default: the task; with --requests each one's id)")

@@ -48,7 +48,7 @@ def test_shipped_files_are_valid_for_every_part(name):
 
 
 def test_a_config_stays_small_enough_to_read():
-    assert len(KEYS) <= 69, 'the limit is about 60'
+    assert len(KEYS) <= 69, "the limit is about 60"
     assert all(f"--config.{name}=" in describe_keys() for name in KEYS)
 
 

@@ -228,9 +228,7 @@ def test_guidance_changes_images_and_nothing_else(predictor):
 def test_a_record_stands_beside_every_answer(command, capsys):
     assert command("--task=tts", "--text=a red circle", "--seed=3", "--name=hello") == 0
     record = json.loads((command.out / "hello.json").read_text())
-    assert record["request"] == {
-        "task": "tts", "turns": [{"role": "user", "parts": [{"text": "a red circle"}]}]
-    }
+    assert record["request"] == {"task": "tts", "turns": [{"role": "user", "parts": [{"text": "a red circle"}]}]}
     assert record["seed"] == 3 and record["step"] == 7 and record["checkpoint"] == "x"
     assert record["strategies"]["speech"]["greedy"] is True
     assert record["counts"]["answer"] == len(record["tokens"]) and record["counts"]["speech"] <= 12
@@ -283,8 +281,11 @@ def test_many_requests_one_file_and_bad_ones_alone(command, tmp_path, capsys):
     assert json.loads((command.out / "one.json").read_text())["seed"] == 5
     errors = capsys.readouterr().err
     for message in (
-        "many.jsonl:2: unknown task 'dance'", "many.jsonl:3: malformed JSON", "three_3: document 'three/3'",
-        "a second request would write to one.*", "seed 'x' is not an integer",
+        "many.jsonl:2: unknown task 'dance'",
+        "many.jsonl:3: malformed JSON",
+        "three_3: document 'three/3'",
+        "a second request would write to one.*",
+        "seed 'x' is not an integer",
     ):
         assert message in errors
     assert errors.count("error:") == 5

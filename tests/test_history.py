@@ -130,5 +130,7 @@ def test_media_that_are_no_paths_are_described():
     parts = (Part(Modality.IMAGE, np.zeros((4, 5, 3), np.uint8)), Part(Modality.SPEECH, b"RIFF"))
     rate = Part(Modality.SPEECH, (np.zeros(7, np.float32), 8000))
     assert turn_to_json(Turn("user", (*parts, rate)))["parts"] == [
-        {"image": "<array uint8[4, 5, 3]>"}, {"speech": "<4 bytes>"}, {"speech": "<array float32[7]>"},
+        {"image": "<array uint8[4, 5, 3]>"},
+        {"speech": "<4 bytes>"},
+        {"speech": "<array float32[7]>"},
     ]

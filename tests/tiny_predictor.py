@@ -17,8 +17,15 @@ BUDGETS = {"text": 6, "speech": 12}
 def make_predictor(**options) -> Predictor:
     tokenizers = load_tokenizers("toyworld", need=("text",))
     config = TransformerConfig(
-        vocab_size=tokenizers.vocabulary.size, num_layers=1, d_model=32, num_heads=2, num_kv_heads=2, head_dim=16,
-        d_ff=48, max_length=256, dtype="float32",
+        vocab_size=tokenizers.vocabulary.size,
+        num_layers=1,
+        d_model=32,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=16,
+        d_ff=48,
+        max_length=256,
+        dtype="float32",
     )
     return Predictor(Transformer(config, rngs=nnx.Rngs(0)), tokenizers, "paper", 7, **options)
 

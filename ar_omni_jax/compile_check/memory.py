@@ -57,9 +57,7 @@ class Memory:
 
 def bytes_per_device(tree) -> int:
     """Bytes that one device holds of a tree of ShapeDtypeStructs with shardings."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def arguments_of(state: TrainState, batch, frozen) -> dict[str, int]:

@@ -117,8 +117,10 @@ def make_row(name: str, spec: str, cache: Path, make: bool = True) -> dict[str, 
             _say(f"  {choice.remat}, {choice.rows} rows a device: {error}")
             continue
         total = result["memory_bytes"]["total"] / GIB
-        _say(f"  {choice.remat}, {choice.rows} rows a device: {total:.2f} GiB, {'fits' if result['fits'] else 'no'}"
-             + (", from the cache" if known else f", {result['seconds']:.0f} s"))
+        _say(
+            f"  {choice.remat}, {choice.rows} rows a device: {total:.2f} GiB, {'fits' if result['fits'] else 'no'}"
+            + (", from the cache" if known else f", {result['seconds']:.0f} s")
+        )
         if result["fits"]:
             return result | {"rows": choice.rows}
     return None

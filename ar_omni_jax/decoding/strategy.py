@@ -18,6 +18,7 @@ class StrategyError(ValueError):
 PENALTY_SCOPES = ("row", "answer", "part")
 LEAST, MOST = 1e-6, 1e6  # of temperature and penalty: beyond them logits over- or underflow float32
 
+
 @dataclasses.dataclass(frozen=True)
 class Strategy:
     """One way to pick a token among the legal ones.

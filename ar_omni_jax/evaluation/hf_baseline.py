@@ -68,8 +68,12 @@ class Baseline:
         started = time.perf_counter()
         with torch.inference_mode():
             out = self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False,
-                use_cache=True, pad_token_id=1,
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=count,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=1,
             )
             new = out[:, ids.shape[1] :].cpu().numpy()
         return new.astype(np.int32), time.perf_counter() - started

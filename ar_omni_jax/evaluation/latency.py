@@ -55,8 +55,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--repeats", type=int, default=3, help="timed runs of each")
     add("--speech_codes", type=int, default=200, help="codes of the spoken answer (40 a second); 0: no speech")
     add("--speech_chunk", type=int, default=4, help="as --chunk, for the spoken answer: a stream looks more often")
-    add("--hf", default="auto", choices=("auto", "no"), help="auto: where installed; on a CPU up to 1e9 parameters, "
-        "on a GPU if PyTorch has it")
+    add(
+        "--hf",
+        default="auto",
+        choices=("auto", "no"),
+        help="auto: where installed; on a CPU up to 1e9 parameters, on a GPU if PyTorch has it",
+    )
     add("--bandwidth", type=float, help="of the memory, GB/s (default: measured)")
     add("--output", type=Path, default=Path("latency.json"), help="the record")
     options = parser.parse_args(arguments)

@@ -76,7 +76,15 @@ def _bucketed(n: int) -> int:
 
 
 def measure_batch(
-    subject: Subject, rows: int, *, weights: str, prompt: int, new: int, chunk: int, repeats: int, bandwidth: float,
+    subject: Subject,
+    rows: int,
+    *,
+    weights: str,
+    prompt: int,
+    new: int,
+    chunk: int,
+    repeats: int,
+    bandwidth: float,
     baseline: Baseline | None,
 ) -> dict:
     """One line of the table: `rows` equal requests, and HF's run of the same. bandwidth in bytes a second."""
@@ -85,17 +93,7 @@ def measure_batch(
     )
     requests, cold = _equal_requests(engine, subject, rows, prompt, new)
     prompts = np.stack([request.prompt for request in requests])
-    warm, theirs, firsts, ids = [], [], [], None
-    if baseline is not None:
-        baseline.generate(prompts, new)
-    for _ in range(repeats):
-        time.sleep(REST)
-        warm.append(run(engine, requests))
-        if baseline is not None:
-            time.sleep(REST)
-            ids, seconds = baseline.generate(prompts, new)
-            theirs.append(seconds)
-            firsts.append(baseline.generate(prompts, 1)[1])
+    warm, theirs, firsts, ids = _in_turns(engine, requests, prompts, new, repeats, baseline)
     seconds = statistics.median(r.seconds for r in warm)
     step = statistics.median(r.step for r in warm)
     row = {
@@ -120,6 +118,24 @@ def measure_batch(
             **compare(subject.model, prompts, warm[0].answers, ids),
         }
     return row
+
+
+def _in_turns(
+    engine: Engine, requests: list[Request], prompts: np.ndarray, new: int, repeats: int, baseline: Baseline | None
+) -> tuple[list, list[float], list[float], np.ndarray | None]:
+    """Ours and HF's by turns: our runs, HF's seconds, its seconds to the first token, and its last ids."""
+    warm, theirs, firsts, ids = [], [], [], None
+    if baseline is not None:
+        baseline.generate(prompts, new)
+    for _ in range(repeats):
+        time.sleep(REST)
+        warm.append(run(engine, requests))
+        if baseline is not None:
+            time.sleep(REST)
+            ids, seconds = baseline.generate(prompts, new)
+            theirs.append(seconds)
+            firsts.append(baseline.generate(prompts, 1)[1])
+    return warm, theirs, firsts, ids
 
 
 def _equal_requests(engine: Engine, subject: Subject, rows: int, prompt: int, new: int) -> tuple[list[Request], float]:

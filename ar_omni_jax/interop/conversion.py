@@ -117,7 +117,7 @@ def _meanings(vocabulary: JointVocabulary) -> dict[int, str]:
 
 
 def read_vocabulary(word: str) -> JointVocabulary:
-    """"chameleon", a vocabulary.json, or the name or folder of tokenizers; InteropError when it is none of them."""
+    """ "chameleon", a vocabulary.json, or the name or folder of tokenizers; InteropError when it is none of them."""
     if word == PUBLISHED:
         return chameleon_vocabulary()
     try:

@@ -19,7 +19,7 @@ class ProfileError(ValueError):
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """"START:STOP" -> (first step, last step), both traced and counted from 1."""
+    """ "START:STOP" -> (first step, last step), both traced and counted from 1."""
     first, colon, last = text.partition(":")
     if colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last):
         return int(first), int(last)

@@ -70,7 +70,11 @@ def initialize_from(state, directory: str, vocabulary: JointVocabulary, norm_pla
     if norm_placement and found != norm_placement:
         logging.warning(
             "%s holds %s-norm weights, this run is %s-norm: a starting point, not the same model (the same function "
-            "needs --config.model.norm_placement=%s)", where, found, norm_placement, found
+            "needs --config.model.norm_placement=%s)",
+            where,
+            found,
+            norm_placement,
+            found,
         )
     say(f"weights from step {description.step} of {directory}")
     return dataclasses.replace(state, params=jax.tree.map(lambda x, old: x.astype(old.dtype), loaded, state.params))

@@ -87,7 +87,8 @@ class _Lines:
             if not self._failed:
                 logging.warning(
                     "%s cannot be written (%s); training goes on, its lines wait in memory until there is room",
-                    self._path, error,
+                    self._path,
+                    error,
                 )
             self._failed = True
         self._size = at  # a line of which a part was written goes on here

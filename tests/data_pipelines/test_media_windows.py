@@ -17,9 +17,7 @@ RATE = 24000
 def windows(values, modality=Modality.SPEECH):
     """Documents in each window."""
     codecs = Codecs(lambda: 64, None, lambda: RATE, lambda waves: [np.zeros(1, np.int32) for _ in waves])
-    documents = [
-        Document(str(n), "asr", "speech", (Turn("user", (Part(modality, v),)),)) for n, v in enumerate(values)
-    ]
+    documents = [Document(str(n), "asr", "speech", (Turn("user", (Part(modality, v),)),)) for n, v in enumerate(values)]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         found = list(MediaEncoder(codecs, pool).windows(documents))
     return [len(window) for window in found]

@@ -52,6 +52,7 @@ def packed(tmp_path_factory):
 
 def _round_start(document, turn, codes, tokenizers):
     """(first, last + 1) places of the answer that is turn `turn`, by tokenizing what comes before and with it."""
+
     def tokens(turns):
         part = dataclasses.replace(document, turns=turns)
         known = codes[: len(part.media())]
@@ -59,9 +60,7 @@ def _round_start(document, turn, codes, tokenizers):
 
     whole = dataclasses.replace(document, turns=document.turns[: turn + 1])
     asked = without_answer(whole)
-    before = tokenize(
-        asked, "paper", tokenizers.vocabulary, tokenizers.text.encode, codes[: len(asked.media())]
-    ).tokens
+    before = tokenize(asked, "paper", tokenizers.vocabulary, tokenizers.text.encode, codes[: len(asked.media())]).tokens
     return len(before), len(tokens(whole.turns))
 
 
@@ -81,9 +80,7 @@ def test_only_answers_have_a_weight(packed):
         wanted[row.tokens.tobytes()] = inside
     seen = several = 0
     for batch in batches(folder, response_only=True, response_text_weight=1.0):
-        for tokens, weights, segments in zip(
-            batch["tokens"], batch["loss_weights"], batch["segment_ids"], strict=True
-        ):
+        for tokens, weights, segments in zip(batch["tokens"], batch["loss_weights"], batch["segment_ids"], strict=True):
             for segment in range(1, segments.max(initial=0) + 1):
                 places = np.flatnonzero(segments == segment)
                 inside = wanted[tokens[places].tobytes()]

@@ -70,13 +70,16 @@ def test_a_strategy_that_float32_cannot_hold_is_refused(name, value):
 
 @pytest.mark.parametrize("edge", [LEAST, MOST])
 def test_the_outermost_strategies_still_give_whole_answers(engine, edge):
-    strategies = [Strategy(temperature=edge, top_p=0.5, min_p=0.1), Strategy(temperature=edge), *(
-        Strategy(greedy=greedy, repetition_penalty=edge) for greedy in (True, False)
-    )]
+    strategies = [
+        Strategy(temperature=edge, top_p=0.5, min_p=0.1),
+        Strategy(temperature=edge),
+        *(Strategy(greedy=greedy, repetition_penalty=edge) for greedy in (True, False)),
+    ]
     far = Guidance(LARGEST_SCALE, -LARGEST_SCALE, image_only=[0])
     requests = [
         Request(PROMPT, task, seed=3, strategies=dict.fromkeys(HOT, strategy), max_new_tokens=30, guidance=guidance)
-        for strategy in strategies for task, guidance in (("chat", None), ("t2i", far), ("tts", None))
+        for strategy in strategies
+        for task, guidance in (("chat", None), ("t2i", far), ("tts", None))
     ]
     for request, answer in zip(requests, engine.generate(requests), strict=True):
         check_answer(request.task, answer)

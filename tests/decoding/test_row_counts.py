@@ -15,8 +15,15 @@ from tests.decoding.test_grammar import VOCABULARY, check_answer
 
 # Wider than the other tests' model: products long enough that a library might add in another order.
 WIDE = TransformerConfig(
-    vocab_size=VOCABULARY.size, num_layers=2, d_model=192, num_heads=3, num_kv_heads=3, head_dim=64, d_ff=512,
-    max_length=96, dtype="float32",
+    vocab_size=VOCABULARY.size,
+    num_layers=2,
+    d_model=192,
+    num_heads=3,
+    num_kv_heads=3,
+    head_dim=64,
+    d_ff=512,
+    max_length=96,
+    dtype="float32",
 )
 PICKINGS = (
     {},
@@ -82,8 +89,10 @@ def test_every_bit_of_a_row_is_the_same_alone_and_among_others(rows, weights):
     assert np.isfinite(alone).all() and (alone[:, :, -1] != 0).any()
     for place in range(rows):
         # As many others that take the rows before it and after it, and are done sooner or later than it.
-        others = [Request(np.arange(1, 9 + i, dtype=np.int32), "asr", seed=i, budgets={"text": 3 + 9 * i})
-                  for i in range(rows - 1)]
+        others = [
+            Request(np.arange(1, 9 + i, dtype=np.int32), "asr", seed=i, budgets={"text": 3 + 9 * i})
+            for i in range(rows - 1)
+        ]
         answers = engine.generate([*others[:place], one, *others[place:]])
         np.testing.assert_array_equal(answers[place], answer)
         np.testing.assert_array_equal(memory_of(engine, place, length), alone)

@@ -36,7 +36,9 @@ def tiny_codec():
         "encoder": {"n_filters": 4, "dimension": 8, "ratios": (2, 3, 4), "lstm_layers": 1},
         "backbone": {"dim": 32, "intermediate_dim": 24, "num_layers": 1, "position_net": False},
         "head": {"n_fft": 48, "hop_length": 24},
-        "codebook_size": 64, "sample_rate": 960, "causal": True,
+        "codebook_size": 64,
+        "sample_rate": 960,
+        "causal": True,
     }
     return SpeechTokenizer(SpeechCodec(SpeechCodecConfig.from_dict(config), rngs=nnx.Rngs(0)), "tiny")
 

@@ -218,7 +218,7 @@ for words in ("hf orbax hf 1", "orbax meta 1 2", "orbax vendored 1 3"):
     given, to, source, out = words.split()
     words = ["--from=" + given, "--to=" + to, "--input={tmp_path}/" + source, "--output={tmp_path}/" + out]
     assert ar_omni_jax.convert.main(words) == 0
-sys.exit(ar_omni_jax.convert.main(["--from=meta", "--to=hf", "--input={source}", "--output={tmp_path / 'out'}"]))
+sys.exit(ar_omni_jax.convert.main(["--from=meta", "--to=hf", "--input={source}", "--output={tmp_path / "out"}"]))
 """
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and 'pip install "ar_omni_jax[torch]"' in done.stderr, done.stderr

@@ -154,4 +154,4 @@ def speech_audio(sd, features, n_fft, hop):
 
     trim = (n_fft - hop) // 2
     envelope = fold(window.square().expand(1, frames.shape[1], n_fft))
-    return (fold(frames)[:, trim:-trim] / envelope[:, trim:-trim])
+    return fold(frames)[:, trim:-trim] / envelope[:, trim:-trim]

@@ -19,9 +19,7 @@ def test_crops_hold_the_pixels_of_their_latents():
     parts, inside = matching_crops(jax.random.key(3), jnp.array(pixels), jnp.array(cells), 2)
     assert parts.shape == (6, 4, 8, 3) and inside.shape == (6, 2, 4, 2)
     np.testing.assert_array_equal(parts[:, ::2, ::2, :2], inside)
-    corners = {
-        np.argwhere(cells[i, :, :, 0] == inside[i, 0, 0, 0]).tolist()[0][0] for i in range(len(cells))
-    }
+    corners = {np.argwhere(cells[i, :, :, 0] == inside[i, 0, 0, 0]).tolist()[0][0] for i in range(len(cells))}
     assert len(corners) > 1  # not always the same crop
 
 

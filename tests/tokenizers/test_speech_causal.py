@@ -18,11 +18,20 @@ def make_config(**changes):
     values = {
         "encoder": {"n_filters": 4, "dimension": 8, "ratios": (2, 3, 4), "lstm_layers": 1, "lookahead": LOOKAHEAD},
         "backbone": {
-            "dim": 16, "intermediate_dim": 24, "num_layers": 2, "adanorm_num_embeddings": 1, "position_net": False,
-            "upsample": 2, "upsampled_dim": 8, "upsampled_intermediate_dim": 12, "upsampled_layers": 2,
+            "dim": 16,
+            "intermediate_dim": 24,
+            "num_layers": 2,
+            "adanorm_num_embeddings": 1,
+            "position_net": False,
+            "upsample": 2,
+            "upsampled_dim": 8,
+            "upsampled_intermediate_dim": 12,
+            "upsampled_layers": 2,
         },
         "head": {"n_fft": 36, "hop_length": 12},
-        "codebook_size": 32, "sample_rate": 960, "causal": True,
+        "codebook_size": 32,
+        "sample_rate": 960,
+        "causal": True,
     }
     return SpeechCodecConfig.from_dict(values | changes)
 
@@ -162,16 +171,25 @@ def test_depthwise_convolution_matches_xla():
     layer = DepthwiseConv(6, 7, causal=False, rngs=nnx.Rngs(0))
     x = np.random.default_rng(5).normal(size=(2, 20, 6)).astype(np.float32)
     expected = jax.lax.conv_general_dilated(
-        x, layer.kernel[...][:, None], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"),
-        feature_group_count=6, precision="highest",
+        x,
+        layer.kernel[...][:, None],
+        (1,),
+        "SAME",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=6,
+        precision="highest",
     )
     np.testing.assert_allclose(layer(x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "codes,message",
-    [(np.array([0, 32]), "codebook has 0..31"), (np.array([-1]), "codebook"), (np.zeros((2, 2), int), "integers"),
-     (np.array([0.5]), "integers")],
+    [
+        (np.array([0, 32]), "codebook has 0..31"),
+        (np.array([-1]), "codebook"),
+        (np.zeros((2, 2), int), "integers"),
+        (np.array([0.5]), "integers"),
+    ],
 )
 def test_bad_codes_are_refused(tokenizer, codes, message):
     with pytest.raises(ValueError, match=message):
@@ -180,8 +198,12 @@ def test_bad_codes_are_refused(tokenizer, codes, message):
 
 @pytest.mark.parametrize(
     "wav,message",
-    [(np.zeros(0, np.float32), "item 0"), (np.zeros((2, 5), np.float32), "mono"), (np.zeros(5, int), "float"),
-     (np.array([np.nan, 0], np.float32), "NaN")],
+    [
+        (np.zeros(0, np.float32), "item 0"),
+        (np.zeros((2, 5), np.float32), "mono"),
+        (np.zeros(5, int), "float"),
+        (np.array([np.nan, 0], np.float32), "NaN"),
+    ],
 )
 def test_bad_waveforms_are_refused(tokenizer, wav, message):
     with pytest.raises(ValueError, match=message):

@@ -19,14 +19,24 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 @pytest.fixture(scope="module")
 def config():
     record = json.loads((GOLDEN / "speech_codec.json").read_text())
-    kept = ("n_filters", "dimension", "ratios", "kernel_size", "last_kernel_size", "residual_kernel_size",
-            "compress", "lstm_layers")
-    return SpeechCodecConfig.from_dict({
-        "encoder": {name: record["encoder"][name] for name in kept},
-        "backbone": record["backbone"],
-        "head": {"n_fft": record["head"]["n_fft"], "hop_length": record["head"]["hop_length"]},
-        "codebook_size": record["codebook_size"],
-    })
+    kept = (
+        "n_filters",
+        "dimension",
+        "ratios",
+        "kernel_size",
+        "last_kernel_size",
+        "residual_kernel_size",
+        "compress",
+        "lstm_layers",
+    )
+    return SpeechCodecConfig.from_dict(
+        {
+            "encoder": {name: record["encoder"][name] for name in kept},
+            "backbone": record["backbone"],
+            "head": {"n_fft": record["head"]["n_fft"], "hop_length": record["head"]["hop_length"]},
+            "codebook_size": record["codebook_size"],
+        }
+    )
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,24 @@ TIME = 48  # frames of the padded rows; a multiple of all strides
 def tokenizer():
     """The tiny instance of the published code, whose codes the golden tests check."""
     record = json.loads((GOLDEN / "speech_codec.json").read_text())
-    kept = ("n_filters", "dimension", "ratios", "kernel_size", "last_kernel_size", "residual_kernel_size",
-            "compress", "lstm_layers")
-    config = SpeechCodecConfig.from_dict({
-        "encoder": {name: record["encoder"][name] for name in kept},
-        "backbone": record["backbone"],
-        "head": {"n_fft": record["head"]["n_fft"], "hop_length": record["head"]["hop_length"]},
-        "codebook_size": record["codebook_size"],
-    })
+    kept = (
+        "n_filters",
+        "dimension",
+        "ratios",
+        "kernel_size",
+        "last_kernel_size",
+        "residual_kernel_size",
+        "compress",
+        "lstm_layers",
+    )
+    config = SpeechCodecConfig.from_dict(
+        {
+            "encoder": {name: record["encoder"][name] for name in kept},
+            "backbone": record["backbone"],
+            "head": {"n_fft": record["head"]["n_fft"], "hop_length": record["head"]["hop_length"]},
+            "codebook_size": record["codebook_size"],
+        }
+    )
     return SpeechTokenizer(load_published(load_file(GOLDEN / "speech_codec.safetensors"), config), "golden")
 
 

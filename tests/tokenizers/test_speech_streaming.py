@@ -28,7 +28,9 @@ def published_shape(causal: bool = False) -> SpeechTokenizer:
         "encoder": {"n_filters": 4, "dimension": 8, "ratios": (2, 3, 4), "lstm_layers": 1},
         "backbone": {"dim": 32, "intermediate_dim": 24, "num_layers": 2, "position_net": not causal},
         "head": {"n_fft": 96, "hop_length": HOP},
-        "codebook_size": 32, "sample_rate": 960, "causal": causal,
+        "codebook_size": 32,
+        "sample_rate": 960,
+        "causal": causal,
     }
     codec = SpeechCodec(SpeechCodecConfig.from_dict(config), rngs=nnx.Rngs(0))
     bins = 96 // 2 + 1

@@ -15,13 +15,22 @@ from ar_omni_jax.tokenizers.speech.training import create_task
 
 RATE = 2000
 MODEL = {
-    "encoder": {"n_filters": 4, "dimension": 8, "ratios": (4, 5), "lstm_layers": 1, "lookahead": 10,
-                "normalize": True},
-    "backbone": {"dim": 24, "intermediate_dim": 32, "num_layers": 1, "adanorm_num_embeddings": 1,
-                 "position_net": False, "upsample": 2, "upsampled_dim": 16, "upsampled_intermediate_dim": 24,
-                 "upsampled_layers": 1},
+    "encoder": {"n_filters": 4, "dimension": 8, "ratios": (4, 5), "lstm_layers": 1, "lookahead": 10, "normalize": True},
+    "backbone": {
+        "dim": 24,
+        "intermediate_dim": 32,
+        "num_layers": 1,
+        "adanorm_num_embeddings": 1,
+        "position_net": False,
+        "upsample": 2,
+        "upsampled_dim": 16,
+        "upsampled_intermediate_dim": 24,
+        "upsampled_layers": 1,
+    },
     "head": {"n_fft": 20, "hop_length": 10, "source_filter": True},
-    "codebook_size": 16, "sample_rate": RATE, "causal": True,
+    "codebook_size": 16,
+    "sample_rate": RATE,
+    "causal": True,
 }
 
 
@@ -44,12 +53,30 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def config(data_dir):
-    return ml_collections.ConfigDict({
-        "data_dir": str(data_dir), "seed": 0, "steps": 24, "batch_size": 4, "crop_samples": 2000,
-        "learning_rate": 5e-3, "warmup_steps": 2, "decay": 0.2, "clip_norm": 1.0, "eval_utterances": 1,
-        "model": MODEL, "stft_weight": 0.5, "pitch_weight": 0.5, "commitment_weight": 0.25, "codebook_decay": 0.9,
-        "quantize_start": 12, "recent_batches": 4, "revive_every": 4, "revive_until": 0.9, "dead_below": 0.05,
-    })
+    return ml_collections.ConfigDict(
+        {
+            "data_dir": str(data_dir),
+            "seed": 0,
+            "steps": 24,
+            "batch_size": 4,
+            "crop_samples": 2000,
+            "learning_rate": 5e-3,
+            "warmup_steps": 2,
+            "decay": 0.2,
+            "clip_norm": 1.0,
+            "eval_utterances": 1,
+            "model": MODEL,
+            "stft_weight": 0.5,
+            "pitch_weight": 0.5,
+            "commitment_weight": 0.25,
+            "codebook_decay": 0.9,
+            "quantize_start": 12,
+            "recent_batches": 4,
+            "revive_every": 4,
+            "revive_until": 0.9,
+            "dead_below": 0.05,
+        }
+    )
 
 
 def run(task, first, last, state):
@@ -171,8 +198,9 @@ def test_mel_bands_average_and_cover():
 
 def test_losses_ignore_phase_and_see_spectra():
     time = np.arange(8000) / 16000
-    sine, shifted, other = (np.sin(2 * np.pi * f * time + p)[None].astype(np.float32) * 0.3
-                            for f, p in ((1000, 0), (1000, 2), (1500, 0)))
+    sine, shifted, other = (
+        np.sin(2 * np.pi * f * time + p)[None].astype(np.float32) * 0.3 for f, p in ((1000, 0), (1000, 2), (1500, 0))
+    )
     assert float(mel_distance(sine, sine, 16000)) == 0
     assert float(mel_distance(shifted, sine, 16000)) < 0.1 < 0.3 < float(mel_distance(other, sine, 16000))
     assert float(spectral_losses(other, sine, 16000)["stft"]) > 0.1

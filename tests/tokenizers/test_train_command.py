@@ -151,9 +151,7 @@ def test_it_learns_and_exports_a_tokenizer(finished):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_stopped_and_resumed_is_bitwise_the_undisturbed_run(
-    number, finished, pictures, cache, late_pipe, tmp_path
-):
+def test_stopped_and_resumed_is_bitwise_the_undisturbed_run(number, finished, pictures, cache, late_pipe, tmp_path):
     pipe, data = late_pipe
     process = _start(_command(pictures, tmp_path), cache)
     _wait_for(lambda: 12 in _metrics(tmp_path), process)

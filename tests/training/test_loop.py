@@ -68,7 +68,7 @@ def test_metrics_may_end_in_anything(tmp_path):
     """After a power cut a file may hold zeros, or bytes that are no text."""
     train(make_run(tmp_path, steps=15))
     with open(tmp_path / "metrics.jsonl", "ab") as file:
-        file.write(b"\0" * 40 + b"\xff\xfe\n[1]\n{\"step\": null}\n")
+        file.write(b"\0" * 40 + b'\xff\xfe\n[1]\n{"step": null}\n')
     assert train(make_run(tmp_path)) == FINISHED
     assert [r["step"] for r in lines(tmp_path)] == [3, 6, 9, 12, 15, 18, 20]
 

@@ -69,6 +69,6 @@ def _array(features) -> np.ndarray:
 
 
 def load_embedder(name: str) -> PictureTextEmbedder:
-    """"clip", "clip:FOLDER_OR_HUB_ID", or "MODULE:FACTORY" of an own one. Raises JudgeError."""
+    """ "clip", "clip:FOLDER_OR_HUB_ID", or "MODULE:FACTORY" of an own one. Raises JudgeError."""
     known = {"clip": lambda where: Clip(where or DEFAULT_CLIP)}
     return make_judge("--clip", name, known, ("name", "embed_images", "embed_texts"))

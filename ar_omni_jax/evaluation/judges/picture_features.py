@@ -71,6 +71,6 @@ class ClipFeatures:
 
 
 def load_feature_extractor(name: str) -> FeatureExtractor:
-    """"cleanfid", "cleanfid:MODE", "clip:FOLDER_OR_HUB_ID", or "MODULE:FACTORY". Raises JudgeError."""
+    """ "cleanfid", "cleanfid:MODE", "clip:FOLDER_OR_HUB_ID", or "MODULE:FACTORY". Raises JudgeError."""
     known = {"cleanfid": lambda mode: CleanFid(mode or "clean"), "clip": ClipFeatures}
     return make_judge("--fid", name, known, ("name", "features"))

@@ -89,7 +89,7 @@ class Whisper:
 
 
 def load_recognizer(name: str) -> SpeechRecognizer:
-    """"pocketsphinx", "whisper:FOLDER_OR_HUB_ID", or "MODULE:FACTORY" of an own one. Raises JudgeError."""
+    """ "pocketsphinx", "whisper:FOLDER_OR_HUB_ID", or "MODULE:FACTORY" of an own one. Raises JudgeError."""
     known = {
         "pocketsphinx": lambda _: ToyRecognizer(),
         "whisper": lambda where: Whisper(where or "openai/whisper-large-v2"),

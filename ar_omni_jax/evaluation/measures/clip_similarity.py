@@ -51,8 +51,10 @@ class ClipSimilarity:
 
     @staticmethod
     def _without_picture(records: list[dict], documents: Sequence[Document]) -> list[dict]:
-        return [r if "clip_image" in r or not has_truth(d) else {**r, "clip_image": 0.0} for r, d in zip(
-            records, documents, strict=True)]
+        return [
+            r if "clip_image" in r or not has_truth(d) else {**r, "clip_image": 0.0}
+            for r, d in zip(records, documents, strict=True)
+        ]
 
     def total(
         self, documents: Sequence[Document], answers: Sequence[FileAnswer], records: Sequence[Mapping], truth: bool

@@ -75,9 +75,7 @@ def select(
             load_recognizer(recognizer or ("pocketsphinx" if toy else "whisper")) if task == "tts" else None,
         ),
     }
-    return {
-        task: [make[name](task, is_toy(present[task])) for name in found] for task, found in names.items() if found
-    }
+    return {task: [make[name](task, is_toy(present[task])) for name in found] for task, found in names.items() if found}
 
 
 def _names(task: str, documents: Sequence[Document], wanted: Sequence[str]) -> list[str]:

@@ -35,9 +35,7 @@ def _squared_distances(points_ND: np.ndarray, centre_D: np.ndarray) -> np.ndarra
     return np.sum(np.square(points_ND - centre_D), axis=-1)
 
 
-def spread_choice(
-    points_ND: np.ndarray, distance_N: np.ndarray, count: int, rng: np.random.Generator
-) -> np.ndarray:
+def spread_choice(points_ND: np.ndarray, distance_N: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` of the points, [count, D], one by one as k-means++ does: probability ~ squared distance.
 
     `distance_N` holds the squared distances to the codes that exist already; infinite if there are none.
@@ -66,9 +64,7 @@ def k_means(points_ND: np.ndarray, size: int, iterations: int, rng: np.random.Ge
     return centres
 
 
-def revive(
-    codebook_KD: np.ndarray, dead_K: np.ndarray, points_ND: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def revive(codebook_KD: np.ndarray, dead_K: np.ndarray, points_ND: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The codebook with dead codes moved onto latents that the living ones represent worst."""
     living = codebook_KD[~dead_K]
     if len(living):

@@ -58,26 +58,16 @@ class VQGANConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.resolution % self.downsampling:
-            raise ValueError(
-                f"resolution {self.resolution} is not a multiple of {self.downsampling} (ch_mult)"
-            )
+            raise ValueError(f"resolution {self.resolution} is not a multiple of {self.downsampling} (ch_mult)")
         for factor in self.ch_mult:
             if self.ch * factor % self.num_groups:
-                raise ValueError(
-                    f"{self.ch * factor} channels do not divide into num_groups={self.num_groups}"
-                )
+                raise ValueError(f"{self.ch * factor} channels do not divide into num_groups={self.num_groups}")
         if self.in_channels != 3 or self.out_ch != 3:
-            raise ValueError(
-                f"pictures are RGB: in_channels {self.in_channels}, out_ch {self.out_ch} must be 3"
-            )
+            raise ValueError(f"pictures are RGB: in_channels {self.in_channels}, out_ch {self.out_ch} must be 3")
         if self.double_z:
-            raise ValueError(
-                "double_z belongs to the KL autoencoders of the family; a VQGAN has double_z false"
-            )
+            raise ValueError("double_z belongs to the KL autoencoders of the family; a VQGAN has double_z false")
         if self.dropout:
-            raise ValueError(
-                f"dropout {self.dropout} is not supported: the tokenizer is used frozen, set it to 0"
-            )
+            raise ValueError(f"dropout {self.dropout} is not supported: the tokenizer is used frozen, set it to 0")
 
     @property
     def downsampling(self) -> int:
@@ -92,9 +82,7 @@ class VQGANConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The published nesting: {"ddconfig": {...}, "n_embed", "embed_dim"}; JSON types only."""
-        flat = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        flat = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         ddconfig = {key: flat.pop(key) for key in _DDCONFIG}
         return {"ddconfig": ddconfig, **flat}
 

@@ -89,9 +89,7 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> np.ndarr
     return chosen
 
 
-def busiest_crops(
-    pixels_BHWC: np.ndarray, size: int, step: int, tries: int, rng: np.random.Generator
-) -> np.ndarray:
+def busiest_crops(pixels_BHWC: np.ndarray, size: int, step: int, tries: int, rng: np.random.Generator) -> np.ndarray:
     """From each picture the crop [size, size] of most variance among `tries` at multiples of `step` pixels.
 
     Crops at multiples of the network's downsampling keep each code's patch where it is in whole pictures.

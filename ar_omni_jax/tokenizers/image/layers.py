@@ -87,9 +87,7 @@ class ResnetBlock(nnx.Module):
         self.norm2 = GroupNorm(out_channels, groups)
         self.conv2 = Conv(out_channels, out_channels, precision=precision, rngs=rngs)
         same = in_channels == out_channels
-        self.nin_shortcut = (
-            None if same else Conv(in_channels, out_channels, 1, precision=precision, rngs=rngs)
-        )
+        self.nin_shortcut = None if same else Conv(in_channels, out_channels, 1, precision=precision, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         h_BHWC = self.conv1(jax.nn.swish(self.norm1(x_BHWC)))
@@ -115,9 +113,7 @@ class AttnBlock(nnx.Module):
             conv(h_BHWC).reshape(batch, height * width, channels) for conv in (self.q, self.k, self.v)
         )
         scores_BNM = jnp.einsum("bnc,bmc->bnm", q_BNC, k_BNC, precision=self.precision) * channels**-0.5
-        mixed_BNC = jnp.einsum(
-            "bnm,bmc->bnc", jax.nn.softmax(scores_BNM, axis=-1), v_BNC, precision=self.precision
-        )
+        mixed_BNC = jnp.einsum("bnm,bmc->bnc", jax.nn.softmax(scores_BNM, axis=-1), v_BNC, precision=self.precision)
         return x_BHWC + self.proj_out(mixed_BNC.reshape(x_BHWC.shape))
 
 

@@ -125,9 +125,7 @@ class Decoder(nnx.Module):
 
 class Embedding(nnx.Module):
     def __init__(self, size: int, width: int, rngs: nnx.Rngs) -> None:
-        self.weight = nnx.Param(
-            jax.random.uniform(rngs.params(), (size, width), jnp.float32, -1 / size, 1 / size)
-        )
+        self.weight = nnx.Param(jax.random.uniform(rngs.params(), (size, width), jnp.float32, -1 / size, 1 / size))
 
 
 class Quantizer(nnx.Module):

@@ -127,9 +127,7 @@ def _from_array(array: np.ndarray, size: int) -> Image.Image:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)) or 0 in array.shape:
-        raise ImageError(
-            f"image array: shape must be [H, W], [H, W, 3] or [H, W, 4], got {list(array.shape)}"
-        )
+        raise ImageError(f"image array: shape must be [H, W], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
     _check_size("image array", array.shape[1], array.shape[0], size)
     return Image.fromarray(array)
 

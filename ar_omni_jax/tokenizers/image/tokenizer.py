@@ -76,9 +76,7 @@ class ImageTokenizer:
         pixels = np.asarray(pixels, np.float32)
         if pixels.ndim != 4 or pixels.shape[1:] != (self.image_size, self.image_size, 3):
             expected = f"[B, {self.image_size}, {self.image_size}, 3]"
-            raise ValueError(
-                f"encode: pixels have shape {list(pixels.shape)}, need {expected} (see read_image)"
-            )
+            raise ValueError(f"encode: pixels have shape {list(pixels.shape)}, need {expected} (see read_image)")
         codes = self._in_chunks(_encode, pixels, (*self.grid,), np.int32)
         return codes.reshape(len(pixels), self.grid[0] * self.grid[1])
 
@@ -90,9 +88,7 @@ class ImageTokenizer:
             found = f"{codes.dtype}{list(codes.shape)}"
             raise ValueError(f"decode: codes are {found}, need integers [B, {rows * columns}]")
         if codes.size and not 0 <= codes.min() <= codes.max() < self.codebook_size:
-            raise ValueError(
-                f"decode: codes span {codes.min()}..{codes.max()}, known are 0..{self.codebook_size - 1}"
-            )
+            raise ValueError(f"decode: codes span {codes.min()}..{codes.max()}, known are 0..{self.codebook_size - 1}")
         codes = codes.astype(np.int32).reshape(-1, rows, columns)
         size = self.image_size
         return to_uint8(self._in_chunks(_decode, codes, (size, size, 3), np.float32))

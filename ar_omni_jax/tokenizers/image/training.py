@@ -153,9 +153,7 @@ class ImageTask:
         quantizing = jnp.asarray(step >= self.config.codebook_start)
         return self._step(state, batch, quantizing, jax.random.key(step))
 
-    def _train_step(
-        self, state: State, pixels: jax.Array, quantizing: jax.Array, key: jax.Array
-    ) -> tuple[State, dict]:
+    def _train_step(self, state: State, pixels: jax.Array, quantizing: jax.Array, key: jax.Array) -> tuple[State, dict]:
         config = self.config
 
         def loss_of(params: nnx.State) -> tuple[jax.Array, tuple]:

@@ -45,9 +45,7 @@ def abstract_model(config: VQGANConfig) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(nnx.eval_shape(lambda: VQGAN(config, nnx.Rngs(0))), nnx.Param)
 
 
-def model_from_published(
-    config: VQGANConfig, weights: Mapping[str, np.ndarray], source: str = "weights"
-) -> VQGAN:
+def model_from_published(config: VQGANConfig, weights: Mapping[str, np.ndarray], source: str = "weights") -> VQGAN:
     """Builds the model from {published key: array}; ValueError names missing, surplus and misshapen keys."""
     graphdef, shapes = abstract_model(config)
     weights = {k: v for k, v in weights.items() if not k.startswith(IGNORED_PREFIXES)}
@@ -94,9 +92,7 @@ def weights_identity(config: VQGANConfig, weights: Mapping[str, np.ndarray]) -> 
     return digest.hexdigest()[:12]
 
 
-def save_tokenizer(
-    path_prefix: str, config: VQGANConfig, params: nnx.State, provenance: dict[str, Any]
-) -> None:
+def save_tokenizer(path_prefix: str, config: VQGANConfig, params: nnx.State, provenance: dict[str, Any]) -> None:
     """Writes the model's parameters as PREFIX.safetensors and PREFIX.json, see `save_weights`."""
     save_weights(path_prefix, config, published_state(params), provenance)
 
@@ -107,9 +103,7 @@ def save_weights(
     """Writes PREFIX.safetensors (published keys) and PREFIX.json (format, config, identity, provenance)."""
     identity = weights_identity(config, weights)
     description = {"format": FORMAT, "identity": identity, **config.to_dict(), "provenance": provenance}
-    replace_file(
-        f"{path_prefix}.safetensors", save(dict(weights), metadata={"format": FORMAT, "identity": identity})
-    )
+    replace_file(f"{path_prefix}.safetensors", save(dict(weights), metadata={"format": FORMAT, "identity": identity}))
     replace_file(f"{path_prefix}.json", (json.dumps(description, indent=1) + "\n").encode())
 
 
@@ -118,9 +112,7 @@ def load_tokenizer(path_prefix: str) -> tuple[VQGAN, str]:
     json_path, weights_path = Path(f"{path_prefix}.json"), Path(f"{path_prefix}.safetensors")
     for path in (json_path, weights_path):
         if not path.is_file():
-            raise FileNotFoundError(
-                f"image tokenizer: {path} does not exist; give the path without its extension"
-            )
+            raise FileNotFoundError(f"image tokenizer: {path} does not exist; give the path without its extension")
     try:
         values = json.loads(json_path.read_text())
         config = VQGANConfig.from_dict({k: values[k] for k in ("ddconfig", "n_embed", "embed_dim")})

@@ -145,12 +145,23 @@ def default_config() -> SpeechCodecConfig:
     """Causal 16 kHz codec of the shipped weights: 40 tokens/s, windows of 25 ms every 6.25 ms."""
     return SpeechCodecConfig(
         encoder=EncoderConfig(
-            n_filters=8, dimension=64, ratios=(4, 4, 5, 5), lstm_layers=1, lookahead=300,
+            n_filters=8,
+            dimension=64,
+            ratios=(4, 4, 5, 5),
+            lstm_layers=1,
+            lookahead=300,
             normalize=True,
         ),
         backbone=BackboneConfig(
-            dim=256, intermediate_dim=512, num_layers=3, adanorm_num_embeddings=1, position_net=False,
-            upsample=4, upsampled_dim=128, upsampled_intermediate_dim=256, upsampled_layers=3,
+            dim=256,
+            intermediate_dim=512,
+            num_layers=3,
+            adanorm_num_embeddings=1,
+            position_net=False,
+            upsample=4,
+            upsampled_dim=128,
+            upsampled_intermediate_dim=256,
+            upsampled_layers=3,
         ),
         head=HeadConfig(n_fft=400, hop_length=100, source_filter=True),
         codebook_size=2048,

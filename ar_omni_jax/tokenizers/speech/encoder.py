@@ -57,9 +57,7 @@ class Encoder(nnx.Module):
         self.first = Conv(1, c.n_filters, c.kernel_size, padding=padding, rngs=rngs)
         residual, down, width = [], [], c.n_filters
         for stride in c.strides:
-            residual.append(
-                ResidualBlock(width, c.residual_kernel_size, c.compress, padding=padding, rngs=rngs)
-            )
+            residual.append(ResidualBlock(width, c.residual_kernel_size, c.compress, padding=padding, rngs=rngs))
             down.append(Conv(width, 2 * width, 2 * stride, stride=stride, padding=padding, rngs=rngs))
             width *= 2
         self.residual, self.down = nnx.List(residual), nnx.List(down)

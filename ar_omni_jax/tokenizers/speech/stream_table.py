@@ -98,8 +98,16 @@ def measure(
         rms = float(np.sqrt(np.mean(np.square(error)))) / level
         factor = sum(seconds) / (len(made) / tokenizer.sample_rate)
         rows.append(
-            Row(0 if causal else lookahead, stream().first_codes, float(error.max()) / level, rms, jump, kink,
-                float(np.median(seconds)), factor)
+            Row(
+                0 if causal else lookahead,
+                stream().first_codes,
+                float(error.max()) / level,
+                rms,
+                jump,
+                kink,
+                float(np.median(seconds)),
+                factor,
+            )
         )
         if say:
             say(f"look-ahead {rows[-1].lookahead}: rms {rms:.4f}")
@@ -154,7 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         codes = np.random.default_rng(options.seed).integers(0, tokenizer.codebook_size, options.codes)
         lookaheads = [int(x) for x in options.lookaheads.split(",")]
         rows = measure(
-            tokenizer, codes, lookaheads=lookaheads, left_context=options.left_context, step=options.step,
+            tokenizer,
+            codes,
+            lookaheads=lookaheads,
+            left_context=options.left_context,
+            step=options.step,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except (StreamError, ValueError, OSError) as error:

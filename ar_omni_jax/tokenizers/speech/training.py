@@ -120,8 +120,11 @@ class SpeechTask:
         if not due:
             return state
         counts, embed = upkeep.revive(
-            np.asarray(state["codebook"]["counts"]), np.asarray(state["params"][EMBED]),
-            np.asarray(state["recent"]), c.dead_below, np.random.default_rng((seed, step)),
+            np.asarray(state["codebook"]["counts"]),
+            np.asarray(state["params"][EMBED]),
+            np.asarray(state["recent"]),
+            c.dead_below,
+            np.random.default_rng((seed, step)),
         )
         return self._replace_codebook(state, counts, embed)
 
@@ -139,8 +142,10 @@ class SpeechTask:
         tokenizer, samples, seconds = self.tokenizer(state), {}, 2
         length = seconds * tokenizer.sample_rate
         pairs = [(wav, tokenizer.decode(tokenizer.encode(wav))) for wav in self.held_out]
-        original, decoded = (np.stack([np.pad(x[:length], (0, max(0, length - len(x)))) for x in side])
-                             for side in zip(*pairs, strict=True))
+        original, decoded = (
+            np.stack([np.pad(x[:length], (0, max(0, length - len(x)))) for x in side])
+            for side in zip(*pairs, strict=True)
+        )
         codes = np.concatenate(tokenizer.encode_batch(self.seen))
         for i, pair in enumerate(pairs[:3]):
             for name, signal in zip(("original", "decoded"), pair, strict=True):

@@ -33,9 +33,7 @@ def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return np.argmin(np.sum(centres**2, axis=1) - 2.0 * vectors @ centres.T, axis=1)
 
 
-def kmeans(
-    vectors: np.ndarray, size: int, seed: int, iterations: int = 12
-) -> tuple[np.ndarray, np.ndarray]:
+def kmeans(vectors: np.ndarray, size: int, seed: int, iterations: int = 12) -> tuple[np.ndarray, np.ndarray]:
     """[..., N, D] -> (counts [size] of one batch of N, centres [size, D]); empty clusters move at random."""
     per_batch = vectors.shape[-2]
     flat = vectors.reshape(-1, vectors.shape[-1])

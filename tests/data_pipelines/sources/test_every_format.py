@@ -52,7 +52,7 @@ def manifest(root):
     lines, expected = [], []
     for i, (kind, path) in enumerate(media(root / "media")):
         medium, words = {kind.name.lower(): f"media/{path.name}"}, {"text": f"words {i}"}
-        for task in (("caption", "t2i") if kind == IMAGE else ("asr", "tts")):
+        for task in ("caption", "t2i") if kind == IMAGE else ("asr", "tts"):
             turns = [[medium], [words]] if task in ("caption", "asr") else [[words], [medium]]
             lines.append({"id": f"{task}{i}", "task": task, "turns": turns})
             expected.append([(kind, path)])

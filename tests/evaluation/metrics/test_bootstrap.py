@@ -17,8 +17,14 @@ def test_equals_scipys_interval_of_a_ratio_of_sums():
     edits = rng.binomial(words, 0.2)
     value, low, high = ratio_interval(edits, words, draws=8000)
     theirs = stats.bootstrap(
-        (edits, words), lambda e, w, axis: e.sum(axis) / w.sum(axis), paired=True, vectorized=True, axis=-1,
-        n_resamples=8000, method="percentile", rng=np.random.default_rng(1),
+        (edits, words),
+        lambda e, w, axis: e.sum(axis) / w.sum(axis),
+        paired=True,
+        vectorized=True,
+        axis=-1,
+        n_resamples=8000,
+        method="percentile",
+        rng=np.random.default_rng(1),
     ).confidence_interval
     assert value == pytest.approx(edits.sum() / words.sum())
     assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.15 * (theirs.high - theirs.low))

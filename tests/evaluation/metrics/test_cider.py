@@ -14,9 +14,7 @@ from ar_omni_jax.evaluation.metrics.cider import cider_d
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "cider.json").read_text(encoding="utf-8"))
 SENTENCE = st.lists(st.sampled_from("a the red dog cat runs".split()), max_size=7)
-IMAGES = st.lists(
-    st.tuples(st.lists(SENTENCE.filter(bool), min_size=1, max_size=3), SENTENCE), min_size=1, max_size=5
-)
+IMAGES = st.lists(st.tuples(st.lists(SENTENCE.filter(bool), min_size=1, max_size=3), SENTENCE), min_size=1, max_size=5)
 
 
 def split(rows):

@@ -12,7 +12,7 @@ from ar_omni_jax.ablation.examples import ANSWERS, PICTURES
 from ar_omni_jax.ablation.runner import JUDGED, PLAN_FILE, TRAINED, AblationError, finished_runs, read_plan, workdir
 from ar_omni_jax.ablation.study import Study
 from ar_omni_jax.evaluation.report import ReportError, made_files, read_metrics
-from ar_omni_jax.files import replace_file
+from ar_omni_jax.files import only_writer, replace_file
 
 METRICS = "metrics.jsonl"
 HERE_ONLY = ("checkpoint", "data")  # paths in evaluation.json, which say nothing elsewhere
@@ -27,7 +27,9 @@ def keep(output: Path, study: Study, target: Path) -> int:
     Of every finished run: metrics.jsonl, evaluation.json without its paths, and the answers that the page shows; where
     nothing is judged, the losses and gradient norms of metrics.jsonl.
     `target` is then an OUTPUT itself: `--page_only` writes its page, and without it the study goes on there.
-    Raises AblationError when nothing is finished, or runs of another plan stand in `target`: their pages would mix.
+    Runs that `target` has besides stay, and so do the machines that they were made on. Raises AblationError when
+    nothing is finished, or runs of another plan stand in `target` (their pages would mix), or another run of the same
+    name does.
     """
     runs = finished_runs(output, study)
     if not runs:
@@ -36,26 +38,62 @@ def keep(output: Path, study: Study, target: Path) -> int:
     if (target / PLAN_FILE).is_file() and read_plan(target) != plan:
         raise AblationError(f"{target / PLAN_FILE}: runs of another kind stand there; give another --keep")
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(output / PLAN_FILE, target / PLAN_FILE)
-    record = f"{study.name}.json"
-    if (output / record).is_file():  # it tells on which machines the runs were made
-        shutil.copyfile(output / record, target / record)
-    for run in runs:
-        (_keep_judged if study.judged else _keep_trained)(workdir(output, *run), workdir(target, *run))
+    with only_writer(target):
+        for run in set(finished_runs(target, study)) & set(runs):
+            if not _same_training(workdir(output, *run), workdir(target, *run)):
+                raise AblationError(
+                    f"{workdir(target, *run)}: another run of this name stands there; give another --keep"
+                )
+        shutil.copyfile(output / PLAN_FILE, target / PLAN_FILE)
+        _keep_record(output / f"{study.name}.json", target / f"{study.name}.json")
+        for run in runs:
+            (_keep_judged if study.judged else _keep_trained)(workdir(output, *run), workdir(target, *run))
     return len(runs)
+
+
+def _same_training(folder: Path, target: Path) -> bool:
+    ours, theirs = ([rows[-1] for rows in _read(one) if rows] for one in (folder, target))
+    return [_thinned(one) for one in ours] == [_thinned(one) for one in theirs]
+
+
+def _keep_record(ours: Path, theirs: Path) -> None:
+    """The page's record, which tells on which machines the runs were made, with those that `theirs` has besides."""
+    if not ours.is_file():
+        return
+    try:
+        record, known = (json.loads(file.read_text()) if file.is_file() else {} for file in (ours, theirs))
+        if "machines" not in record:  # as the first pages had it
+            shutil.copyfile(ours, theirs)
+            return
+        places = record["machines"]
+        had = [one | {"load": None} for one in places]
+        record["machines"] = [one for one in known.get("machines", []) if one | {"load": None} not in had] + places
+        record["runs"] = {  # those besides are no new ones to the next page
+            name: sorted({*record.get("runs", {}).get(name, []), *known.get("runs", {}).get(name, [])})
+            for name in record.get("runs", {}) | known.get("runs", {})
+        }
+    except (ValueError, AttributeError, TypeError) as error:
+        raise AblationError(f"{ours} or {theirs} is damaged ({error}); --page_only writes it again") from error
+    replace_file(theirs, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _read(folder: Path) -> tuple[list[dict], list[dict]]:
+    try:
+        return read_metrics(folder / METRICS)
+    except (ReportError, AttributeError) as error:
+        file = folder / METRICS
+        raise AblationError(f"{file} is damaged ({error}); remove {folder}, and the study makes it again") from error
+
+
+def _thinned(record: dict) -> dict:
+    return {key: value for key, value in record.items() if THINNED.fullmatch(key)}
 
 
 def _keep_trained(folder: Path, target: Path) -> None:
     """The mark of a finished run comes last."""
-    try:
-        records = [record for part in read_metrics(folder / METRICS) for record in part]
-        thinned = [{key: value for key, value in one.items() if THINNED.fullmatch(key)} for one in records]
-    except (ReportError, AttributeError) as error:
-        raise AblationError(
-            f"{folder / METRICS} is damaged ({error}); remove {folder}, and the study makes it again"
-        ) from error
+    records = [_thinned(record) for part in _read(folder) for record in part]
     target.mkdir(parents=True, exist_ok=True)
-    replace_file(target / METRICS, "".join(json.dumps(one) + "\n" for one in thinned).encode())
+    replace_file(target / METRICS, "".join(json.dumps(one) + "\n" for one in records).encode())
     shutil.copyfile(folder / TRAINED, target / TRAINED)
 
 

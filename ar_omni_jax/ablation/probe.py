@@ -11,13 +11,14 @@ from ar_omni_jax.ablation.spikes import LOSS, events, last_held_out
 from ar_omni_jax.ablation.summary import MODALITIES, same_seeds
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not decided"
+COUNTED = " a run"
 # What is compared, less being better: (words for people, what they are counted in).
 COMPARED = {
     "held_out": ("held-out loss at the end", ", nats a token"),
     "largest": ("largest gradient norm", ", times that of plain"),
-    "spikes": ("gradient spikes", " a run"),
-    "jumps": ("loss jumps", " a run"),
-    "skipped": ("skipped steps", " a run"),
+    "spikes": ("gradient spikes", COUNTED),
+    "jumps": ("loss jumps", COUNTED),
+    "skipped": ("skipped steps", COUNTED),
 }
 
 
@@ -60,17 +61,28 @@ def _numbers(run: Run) -> dict:
 
 
 def _compare(ours: list[dict], plain: list[dict]) -> dict[str, dict]:
-    """Measure -> `over_seeds` of the difference (of the factor for "largest"), and what it says."""
+    """Measure -> `over_seeds` of the difference (of the factor for "largest"), and what it says.
+
+    Where a run ended without a number there is no difference to average: {"lost": [ours, plain], "says"} counts such
+    runs, and is decided when all of one arm, two or more, and none of the other are lost.
+    """
     found = {}
     for name in COMPARED:
         pairs = [(a[name], b[name]) for a, b in zip(ours, plain, strict=True)]
-        factor = name == "largest"
-        pairs = [(a, b) for a, b in pairs if a is not None and b is not None and (a > 0 < b or not factor)]
-        if not pairs:
-            continue
-        one = over_seeds([float(np.log(a / b)) if factor else float(a - b) for a, b in pairs])
-        says = UNDECIDED if not decided(one) else BETTER if one["mean"] < 0 else WORSE
-        if factor:
-            one = {key: np.exp(value).tolist() for key, value in one.items()}
-        found[name] = one | {"says": says}
+        lost = [sum(x is None for x in side) for side in zip(*pairs, strict=True)]
+        if any(lost):
+            clear = len(pairs) > 1 and sorted(lost) == [0, len(pairs)]
+            found[name] = {"lost": lost, "says": UNDECIDED if not clear else BETTER if lost[1] else WORSE}
+        elif name != "largest":
+            found[name] = _difference(pairs, COMPARED[name][1] == COUNTED)
+        elif all(a > 0 < b for a, b in pairs):  # a run shorter than the window has none
+            one = _difference([(float(np.log(a)), float(np.log(b))) for a, b in pairs])
+            found[name] = one | {key: np.exp(one[key]).tolist() for key in ("mean", "low", "high", "seeds")}
     return found
+
+
+def _difference(pairs: list[tuple[float, float]], counts: bool = False) -> dict:
+    """counts: of rare events, which vary by chance (Poisson) also where every seed happens to have as many."""
+    chance = np.sqrt(sum(a + b for a, b in pairs)) / len(pairs) if counts else 0.0
+    one = over_seeds([float(a - b) for a, b in pairs], float(chance))
+    return one | {"says": UNDECIDED if not decided(one) else BETTER if one["mean"] < 0 else WORSE}

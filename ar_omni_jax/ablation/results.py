@@ -38,6 +38,14 @@ def read_runs(output: Path, study: Study) -> dict[str, list[Run]]:
         found.setdefault(variant, []).append(_read(workdir(output, variant, seed), seed, study))
     if not found:
         raise AblationError(f"{output}: no finished run; python -m {study.module} makes them")
+    last = max(_end(run) for runs in found.values() for run in runs)
+    for variant, run in ((variant, run) for variant, runs in found.items() for run in runs):
+        if _end(run) < last:
+            folder = workdir(output, variant, run.seed)
+            raise AblationError(
+                f"{folder / 'metrics.jsonl'} ends at step {_end(run)}, others of these runs at {last}: its last lines "
+                f"are lost. Remove {folder} and run python -m {study.module} again"
+            )
     return found
 
 
@@ -67,11 +75,19 @@ def _read(folder: Path, seed: int, study: Study) -> Run:
         if study.judged:
             results = read_json(folder / JUDGED, f"python -m {study.module}")["systems"][TRAINED]
         train, validation = read_metrics(folder / "metrics.jsonl")
+        if not train or (validation and validation[-1]["step"] != train[-1]["step"]):
+            ends = " and ".join(f"{rows[-1]['step'] if rows else 'none'}" for rows in (train, validation))
+            raise ValueError(f"metrics.jsonl: the last steps trained and validated are {ends}, some lines are lost")
         top, bottom = _counts(results)
     except (ReportError, KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"{folder} is damaged ({error}); remove it and run python -m {study.module} again"
         raise AblationError(message) from error
     return Run(seed, top, bottom, train, validation)
+
+
+def _end(run: Run) -> int:
+    """The last step that was logged."""
+    return run.train[-1]["step"]
 
 
 def _counts(results: dict) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

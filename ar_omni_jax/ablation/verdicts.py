@@ -44,13 +44,14 @@ def missing(summary: dict[str, dict]) -> list[str]:
 def jump_verdict(summary: dict[str, dict]) -> dict | None:
     """Figure 3: plain next-token prediction jumps late in the training, the full method does not. None without both.
 
-    "says": AGREES when only plain has events (jumps of the loss, spikes of the gradient, skipped steps), DISAGREES when
-    only the full method has some, else UNDECIDED. "judged": whether both have records that events were looked for in.
+    "says": AGREES when the loss of plain alone jumped, DISAGREES when that of the full method alone did, else
+    UNDECIDED; spikes of the gradient and skipped steps are told beside it, and are no jumps. "judged": whether both
+    have records that events were looked for in.
     """
     if not {"full", "plain"} <= summary.keys():
         return None
     full, plain = ({k: summary[n]["stability"][k] for k in ("jumps", "spikes", "skipped")} for n in ("full", "plain"))
-    ours, theirs = any(full.values()), any(plain.values())
+    ours, theirs = full["jumps"] > 0, plain["jumps"] > 0
     says = UNDECIDED if ours == theirs else AGREES if theirs else DISAGREES
     judged = all(summary[name]["stability"]["records"] for name in ("full", "plain"))
     return {"says": says, "judged": judged, "full": full, "plain": plain}

@@ -242,9 +242,8 @@ def test_the_page_has_every_variant_and_leaves_out_what_was_not_measured(tmp_pat
     text = (tmp_path / "index.html").read_text()
     assert "too short to tell, they end before step 25" in text and "nothing jumped" not in text
     # Five records of thirty can be judged: that nothing jumped is said of those alone.
-    for variant in ("full", "plain"):
-        folder = runner.workdir(tmp_path, variant, 0)
-        write_metrics(folder, [1.0] * 30, held_out=[1.25])
+    for variant, seed in runner.finished_runs(tmp_path, ABLATION):
+        write_metrics(runner.workdir(tmp_path, variant, seed), [1.0] * 30, held_out=[1.25])
     page.write_page(tmp_path)
     text = (tmp_path / "index.html").read_text()
     assert "nothing jumped after step 25" in text and "<td>5</td>" in text
@@ -284,6 +283,11 @@ def test_a_page_tells_where_the_runs_were_made_wherever_it_is_written(tmp_path, 
         ('{"systems": {"trained model": {"asr": {"examples": [{"edits": 1}]}}}}', ""),
         ('{"systems": {"trained model": {"t2i": {"examples": [{"attributes": "many"}]}}}}', ""),
         ('{"systems": {"trained model": {}}}', "[1]\n{}\n"),
+        ('{"systems": {"trained model": {}}}', ""),
+        (
+            '{"systems": {"trained model": {}}}',
+            '{"step": 2}\n{"step": 1, "kind": "validation"}\n{"step": 2, "kind": "val',
+        ),
     ],
 )
 def test_damaged_runs_are_named(tmp_path, evaluation, metrics):
@@ -295,6 +299,36 @@ def test_damaged_runs_are_named(tmp_path, evaluation, metrics):
     (folder / "metrics.jsonl").write_text(metrics)
     with pytest.raises(AblationError, match="seed-0 is damaged .*remove it"):
         results.read_runs(tmp_path, ABLATION)
+
+
+def test_runs_whose_last_lines_are_lost_are_not_compared(tmp_path):
+    for variant, steps in (("full", 4), ("plain", 3)):
+        write_run(tmp_path, variant, 0, 0.5, steps)
+    with pytest.raises(AblationError, match="plain/seed-0/metrics.jsonl ends at step 3, others of these runs at 4"):
+        results.read_runs(tmp_path, ABLATION)
+
+
+def test_what_is_kept_beside_other_runs_leaves_them_and_their_machines(tmp_path):
+    def fill(folder, processor, runs, score=0.5):
+        folder.mkdir()
+        (folder / runner.PLAN_FILE).write_text(json.dumps({"limit": 3, "settings": []}))
+        for variant, seed in runs:
+            write_run(folder, variant, seed, score)
+        record = {"machines": [{"processor": processor, "load": 1.0}], "runs": {name: [seed] for name, seed in runs}}
+        (folder / page.RECORD).write_text(json.dumps(record))
+
+    fill(tmp_path / "kept", "first", [("full", 0), ("plain", 0)])
+    fill(tmp_path / "out", "second", [("full", 0), ("no_swin", 1)])
+    assert keep(tmp_path / "out", ABLATION, tmp_path / "kept") == 2
+    record = json.loads((tmp_path / "kept" / page.RECORD).read_text())
+    assert [one["processor"] for one in record["machines"]] == ["first", "second"]
+    assert record["runs"] == {"full": [0], "plain": [0], "no_swin": [1]}
+    assert runner.finished_runs(tmp_path / "kept", ABLATION) == [("full", 0), ("no_swin", 1), ("plain", 0)]
+    another = runner.workdir(tmp_path / "out", "full", 0)
+    write_metrics(another, [1.0] * 2, held_out=[1.5])
+    with pytest.raises(AblationError, match="full/seed-0: another run of this name stands there"):
+        keep(tmp_path / "out", ABLATION, tmp_path / "kept")
+    assert '"nll/text": 1.25' in (runner.workdir(tmp_path / "kept", "full", 0) / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"limit": 3}', None])

@@ -131,10 +131,11 @@ def test_verdicts_agree_disagree_or_do_not_decide():
 @pytest.mark.parametrize(
     ("full", "plain", "says"),
     [
-        ((0, 0, 0), (0, 2, 0), "agrees"),
-        ((1, 0, 0), (0, 0, 0), "disagrees"),
+        ((0, 0, 0), (2, 0, 0), "agrees"),
+        ((0, 0, 0), (0, 2, 1), "not decided"),
+        ((1, 0, 0), (0, 3, 3), "disagrees"),
         ((0, 0, 0), (0, 0, 0), "not decided"),
-        ((0, 0, 1), (5, 5, 5), "not decided"),
+        ((1, 0, 1), (5, 5, 5), "not decided"),
     ],
 )
 def test_the_jump_of_figure_3_is_looked_for_in_both(full, plain, says):

@@ -11,7 +11,7 @@ import pytest
 import tiny_data
 from made_runs import made_run, write_metrics
 
-from ar_omni_jax.ablation import command, probe, runner, stability_page
+from ar_omni_jax.ablation import command, probe, runner, spikes, stability_page
 from ar_omni_jax.ablation.arms import ARMS, RATES, USUAL
 from ar_omni_jax.ablation.runner import AblationError, Plan
 from ar_omni_jax.ablation.study import STABILITY
@@ -74,7 +74,7 @@ def test_runs_are_trained_alone_and_kept(plan, tmp_path, monkeypatch, capsys):
 
 def test_arms_are_compared_with_plain_at_the_same_rate_and_seeds():
     steps = [1.0] * 40
-    spiky = steps[:30] + [8.0] + steps[31:]
+    spiky = [1.0] * 26 + [8.0, 1.0] * 7
     runs = {
         "plain_x1": [made_run(0, norms=steps, held_out=[1.0])],
         "plain_x10": [made_run(seed, norms=spiky, held_out=[2.0 + 0.1 * seed]) for seed in range(3)],
@@ -84,9 +84,42 @@ def test_arms_are_compared_with_plain_at_the_same_rate_and_seeds():
     against = found["guarded_x10"]["against_plain"]
     assert found["plain_x10"]["against_plain"] == {}
     assert against["held_out"]["mean"] == pytest.approx(-1) and against["held_out"]["says"] == "better"
-    assert against["spikes"]["seeds"] == [-1, -1] and against["spikes"]["says"] == "better"
+    assert against["spikes"]["seeds"] == [-7, -7] and against["spikes"]["says"] == "better"
     assert against["largest"]["mean"] == pytest.approx(1 / 8)
     assert against["jumps"]["says"] == against["skipped"]["says"] == "not decided"  # the same: no difference
+
+
+def test_one_spike_in_every_seed_may_be_chance():
+    once = [1.0] * 30 + [8.0] + [1.0] * 9
+    runs = {"plain_x1": [made_run(seed, norms=once) for seed in range(2)]}
+    runs["guarded_x1"] = [made_run(seed, norms=[1.0] * 40) for seed in range(2)]
+    spikes = probe.summarize(runs)["guarded_x1"]["against_plain"]["spikes"]
+    chance = 1.96 * 2**0.5 / 2  # Poisson: two events in two seeds
+    assert (spikes["mean"], spikes["says"]) == (-1, "not decided") and spikes["high"] == pytest.approx(-1 + chance)
+
+
+def without_numbers(run, first):
+    """Its steps from record `first` on are skipped, as the training writes them."""
+    for record in run.train[first:]:
+        del record["grad_norm"], record["weighted_nll"]
+        record["skipped"] = 1.0
+    return run
+
+
+def test_an_arm_that_diverges_is_worse_than_any_number():
+    numbers = {"norms": [1.0] * 40, "losses": [2.0] * 40}
+    lost = [without_numbers(made_run(seed, **numbers, held_out=[2.0, None]), 35) for seed in range(3)]
+    sound = [made_run(seed, norms=[2.0] * 40, losses=[2.0] * 40, held_out=[2.0, 3.0 + 0.1 * seed]) for seed in range(3)]
+    against = probe.summarize({"plain_x1": lost, "guarded_x1": sound})["guarded_x1"]["against_plain"]
+    assert against["largest"] == against["held_out"] == {"lost": [0, 3], "says": "better"}
+    found = spikes.events(lost[0])
+    assert (found["spikes"], found["jumps"], found["skipped"], found["largest"]) == (1, 1, 5, None)
+    against = probe.summarize({"plain_x1": sound, "guarded_x1": lost})["guarded_x1"]["against_plain"]
+    assert against["largest"]["says"] == against["held_out"]["says"] == "worse"
+    # One of three plain runs is lost: the two others do not speak for the arm.
+    mixed = {"plain_x1": [lost[0], *sound[1:]], "guarded_x1": sound}
+    assert probe.summarize(mixed)["guarded_x1"]["against_plain"]["held_out"] == {"lost": [0, 1], "says": "not decided"}
+    assert spikes.stability(lost)["largest"] is None
 
 
 def test_a_run_that_ends_without_a_number_is_counted_not_averaged():
@@ -100,7 +133,7 @@ def write_probe(output):
     """The files of four finished runs."""
     output.mkdir(exist_ok=True)
     (output / runner.PLAN_FILE).write_text(json.dumps({"study": "stability", "settings": []}))
-    spiky = [1.0] * 30 + [70.5] + [1.0] * 9
+    spiky = [1.0] * 26 + [70.5, 1.0] * 7
     for name, norms, held_out in (("plain_x3", spiky, [2.5, None]), ("guarded_x3", [1.0] * 40, [2.5, 1.25])):
         for seed in range(2):
             folder = runner.workdir(output, name, seed)

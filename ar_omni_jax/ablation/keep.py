@@ -9,12 +9,22 @@ import shutil
 from pathlib import Path
 
 from ar_omni_jax.ablation.examples import ANSWERS, PICTURES
-from ar_omni_jax.ablation.runner import JUDGED, PLAN_FILE, TRAINED, AblationError, finished_runs, read_plan, workdir
+from ar_omni_jax.ablation.runner import (
+    CONFIG_FILE,
+    JUDGED,
+    PLAN_FILE,
+    TRAINED,
+    AblationError,
+    finished_runs,
+    read_plan,
+    workdir,
+)
 from ar_omni_jax.ablation.study import Study
 from ar_omni_jax.evaluation.report import ReportError, made_files, read_metrics
 from ar_omni_jax.files import only_writer, replace_file
 
 METRICS = "metrics.jsonl"
+PATHS = (("data", "path"), ("data", "prepare"))  # in config.json
 HERE_ONLY = ("checkpoint", "data")  # paths in evaluation.json, which say nothing elsewhere
 SAMPLES = {"t2i": PICTURES, "tts": ANSWERS}
 # Of the records of a study that judges nothing, which has one of every step: all but the speeds and the tasks.
@@ -24,8 +34,8 @@ THINNED = re.compile("step|kind|loss|weighted_nll|z_loss|grad_norm|skipped|learn
 def keep(output: Path, study: Study, target: Path) -> int:
     """Copies what the page stands on from OUTPUT to `target`; returns the number of runs.
 
-    Of every finished run: metrics.jsonl, evaluation.json without its paths, and the answers that the page shows; where
-    nothing is judged, the losses and gradient norms of metrics.jsonl.
+    Of every finished run: config.json without its paths, metrics.jsonl, evaluation.json without its paths, and the
+    answers that the page shows; where nothing is judged, the losses and gradient norms of metrics.jsonl.
     `target` is then an OUTPUT itself: `--page_only` writes its page, and without it the study goes on there.
     Runs that `target` has besides stay, and so do the machines that they were made on. Raises AblationError when
     nothing is finished, or runs of another plan stand in `target` (their pages would mix), or another run of the same
@@ -47,8 +57,25 @@ def keep(output: Path, study: Study, target: Path) -> int:
         shutil.copyfile(output / PLAN_FILE, target / PLAN_FILE)
         _keep_record(output / f"{study.name}.json", target / f"{study.name}.json")
         for run in runs:
-            (_keep_judged if study.judged else _keep_trained)(workdir(output, *run), workdir(target, *run))
+            folders = workdir(output, *run), workdir(target, *run)
+            folders[1].mkdir(parents=True, exist_ok=True)
+            _keep_config(*folders)
+            (_keep_judged if study.judged else _keep_trained)(*folders)
     return len(runs)
+
+
+def _keep_config(folder: Path, target: Path) -> None:
+    """Older runs may have none."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        return
+    try:
+        config = json.loads(file.read_text())
+        for section, key in PATHS:
+            config.get(section, {}).pop(key, None)
+    except (ValueError, AttributeError) as error:
+        raise AblationError(f"{file} is damaged ({error}); remove {folder}, and the study makes it again") from error
+    replace_file(target / CONFIG_FILE, (json.dumps(config, indent=1) + "\n").encode())
 
 
 def _same_training(folder: Path, target: Path) -> bool:
@@ -92,7 +119,6 @@ def _thinned(record: dict) -> dict:
 def _keep_trained(folder: Path, target: Path) -> None:
     """The mark of a finished run comes last."""
     records = [_thinned(record) for part in _read(folder) for record in part]
-    target.mkdir(parents=True, exist_ok=True)
     replace_file(target / METRICS, "".join(json.dumps(one) + "\n" for one in records).encode())
     shutil.copyfile(folder / TRAINED, target / TRAINED)
 

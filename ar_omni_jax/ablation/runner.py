@@ -17,9 +17,11 @@ from pathlib import Path
 
 from ar_omni_jax.ablation.jobs import JobError, Jobs
 from ar_omni_jax.ablation.study import ABLATION, Study
+from ar_omni_jax.config import changes_on_resume, load_config
 from ar_omni_jax.files import only_writer, replace_file
 
 PLAN_FILE = "plan.json"
+CONFIG_FILE = "config.json"
 JUDGED = "evaluation/evaluation.json"  # written last, so that it says of a run that it is finished
 TRAINED = "trained.json"  # the same of a run that is not judged
 _PLAN_REMEDY = "remove it, and the command that made the runs writes it again"
@@ -133,12 +135,13 @@ def run_all(plan: Plan, output: Path, after_each: Sequence[str] = (), jobs: int 
     Args:
       after_each: a command that runs after every run, and once when nothing is left.
       jobs: runs side by side, each on an even share of the cores.
-    Raises AblationError when another study stands in `output` or a command fails, KeyboardInterrupt when it was
-    interrupted: the trainings save first, and the same call goes on.
+    Raises AblationError when another study stands in `output`, a run of it was trained with another configuration, or a
+    command fails, KeyboardInterrupt when it was interrupted: the trainings save first, and the same call goes on.
     """
     output.mkdir(parents=True, exist_ok=True)
     with only_writer(output):
         _claim(plan, output)
+        _check_trainings(plan, output)
         todo = [run for run in plan.runs() if not finished(output, *run)]
         started, done, page = time.monotonic(), 0, threading.Lock()
 
@@ -173,12 +176,15 @@ def commands(plan: Plan, output: Path, variant: str, seed: int) -> list[list[str
     has them.
     """
     folder = workdir(output, variant, seed)
-    config = Path(__file__).parents[2] / "configs" / plan.study.config
-    train = ["ar_omni_jax.main", f"--config={config}:{variant}", f"--workdir={folder}"]
+    train = ["ar_omni_jax.main", f"--config={_config_file(plan)}:{variant}", f"--workdir={folder}"]
     train += [f"--config.data.path={plan.packed}", f"--config.seed={seed}", *plan.settings]
     judge = ["ar_omni_jax.evaluate", f"--checkpoint={folder}", f"--data={plan.manifest}", f"--limit={plan.limit}"]
     judge += [_yardsticks(plan, output, (variant, seed)), f"--output={folder / 'evaluation'}", *plan.decoding]
     return [[sys.executable, "-m", *words] for words in ((train, judge) if plan.study.judged else (train,))]
+
+
+def _config_file(plan: Plan) -> Path:
+    return Path(__file__).parents[2] / "configs" / plan.study.config
 
 
 def has_yardsticks(judged: Path) -> bool:
@@ -211,6 +217,25 @@ def _packed_digest(packed: Path) -> str:
     except (ValueError, AttributeError, TypeError) as error:
         raise AblationError(f"{file} is damaged ({error}); data_pipelines.pack_shards makes it again") from None
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_trainings(plan: Plan, output: Path) -> None:
+    """That the configuration files still say what the runs that are there were trained with: a study of two
+    configurations would compare them. Runs without a config.json, as older ones were kept, are taken for right."""
+    words = [word.removeprefix("--config.").partition("=") for word in plan.settings]
+    for variant, seed in plan.runs():
+        file = workdir(output, variant, seed) / CONFIG_FILE
+        if not file.is_file():
+            continue
+        try:
+            saved = json.loads(file.read_text())
+            now = load_config(f"{_config_file(plan)}:{variant}", [("seed", str(seed)), *((k, v) for k, _, v in words)])
+            changes = [change for part in changes_on_resume(saved, now.to_dict()) for change in part]
+        except (ValueError, AttributeError, TypeError) as error:
+            raise AblationError(f"{file} is damaged, or its settings cannot be had again ({error})") from error
+        if changes:
+            what = "; ".join(changes).replace("in the checkpoint", "then")
+            raise AblationError(f"{file}: the run was trained with other settings ({what}); give another --output")
 
 
 def _claim(plan: Plan, output: Path) -> None:

@@ -301,6 +301,29 @@ def test_damaged_runs_are_named(tmp_path, evaluation, metrics):
         results.read_runs(tmp_path, ABLATION)
 
 
+def test_runs_of_another_configuration_are_refused(plan, tmp_path):
+    plan = dataclasses.replace(plan, variants=("plain",), seeds=1)
+    output, kept = tmp_path / "out", tmp_path / "kept"
+    write_run(output, "plain", 0, 0.5)
+    (output / runner.PLAN_FILE).write_text(json.dumps(plan.comparable()))
+    file = runner.workdir(output, "plain", 0) / "config.json"
+    trained = load_config("configs/ablation.py:plain", [w.removeprefix("--config.").split("=") for w in plan.settings])
+    trained.data.path, trained.train.log_every = "/home/somebody/packed", 7
+    file.write_text(json.dumps(trained.to_dict()))
+    runner.run_all(plan, output)
+    keep(output, ABLATION, kept)
+    assert "somebody" not in (runner.workdir(kept, "plain", 0) / "config.json").read_text()
+    runner.run_all(plan, kept)
+    trained.optimizer.muon_lr = 0.5
+    for folder in (output, kept):
+        (runner.workdir(folder, "plain", 0) / "config.json").write_text(json.dumps(trained.to_dict()))
+        with pytest.raises(AblationError, match=r"plain/seed-0/config.json: .*config.optimizer.muon_lr: 0.5 then, 0.0"):
+            runner.run_all(plan, folder)
+    file.write_text("[")
+    with pytest.raises(AblationError, match="config.json is damaged"):
+        runner.run_all(plan, output)
+
+
 def test_runs_whose_last_lines_are_lost_are_not_compared(tmp_path):
     for variant, steps in (("full", 4), ("plain", 3)):
         write_run(tmp_path, variant, 0, 0.5, steps)

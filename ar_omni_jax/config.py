@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,10 @@ KEYS |= {f"{section}.{name}": key for section, keys in _SECTIONS for name, key i
 # Keys of the model that change how it is computed, not what it is.
 _COMPUTE = {f"model.{k}" for k in ("dtype", "attention", "packed_rows", "remat", "scan_layers", "max_length")}
 # Keys that may change between a run and its resumption without a word.
-_COURSE = ("steps", "skip_spikes")  # keys of `train` that change what is learned
+_COURSE = ("steps", "skip_spikes", "init_from")  # keys of `train` that change what is learned
 _FREE = {f"train.{k}" for k in _TRAIN if k not in _COURSE} | {f"mesh.{k}" for k in _MESH}
 _FREE |= {"data.path", "data.prepare"}
+_PARENT = "train.init_from"
 # Keys whose change gives the state other arrays: each with what of its value decides which arrays there are.
 _ARRAYS = {"optimizer.moment_dtype": str, "loss.perceptual_weight": bool}
 _ARRAYS |= {f"optimizer.{k}": bool for k in ("muon_lr", "weight_decay", "clip_norm")}
@@ -320,17 +322,22 @@ def _metric(value: float) -> str:
 def changes_on_resume(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(refused, warned): what differs between the config of a checkpoint and today's, in words.
 
-    Refused: another model, or an optimizer with other arrays. Warned: what alters the course of training (data, loss,
-    optimizer, steps). A key that the checkpoint does not know yet had its default's effect.
+    Refused: another model, an optimizer with other arrays, or another run to start from. Warned: what alters the course
+    of training (data, loss, optimizer, steps). A key that the checkpoint does not know yet had its default's effect.
     """
     defaults = {name: key.default for name, key in KEYS.items()}
     old, new = defaults | flatten(saved), defaults | flatten(current)
     refused, warned = [], []
     for name in sorted(old.keys() | new.keys()):
         before, now = old.get(name), new.get(name)
-        if before == now or name in _FREE:
+        if before == now or name in _FREE or name == _PARENT and _same_parent(before, now):
             continue
-        another = name.startswith("model.") and name not in _COMPUTE or name == "data.tokenizers"
+        another = name == _PARENT or name.startswith("model.") and name not in _COMPUTE or name == "data.tokenizers"
         another |= name in _ARRAYS and _ARRAYS[name](before) != _ARRAYS[name](now)
         (refused if another else warned).append(f"config.{name}: {before!r} in the checkpoint, {now!r} now")
     return refused, warned
+
+
+def _same_parent(before: str, now: str) -> bool:
+    """Whether a run that began with `train.init_from` = `before` may go on with `now`: none, or the same folder."""
+    return not now or bool(before) and os.path.realpath(before) == os.path.realpath(now)

@@ -211,6 +211,24 @@ def test_values_that_only_change_how_much_are_told():
     assert refused == [] and len(warned) == 2
 
 
+def test_a_run_keeps_the_parent_it_began_with(tmp_path, monkeypatch):
+    def refused(before, now):
+        old, new = base_config().to_dict(), base_config().to_dict()
+        old["train"]["init_from"], new["train"]["init_from"] = str(before), str(now)
+        found, warned = changes_on_resume(old, new)
+        assert warned == []
+        return found
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    assert refused("a", "b") == ["config.train.init_from: 'a' in the checkpoint, 'b' now"]
+    assert refused("", "a") == ["config.train.init_from: '' in the checkpoint, 'a' now"]
+    for same in ("a", "./a/", tmp_path / "a", "link"):  # or the parent is not named any more
+        assert refused("a", same) == refused(same, "a") == refused(same, "") == []
+    assert refused("/gone/a", "/gone/a") == []  # on another machine
+
+
 def test_a_checkpoint_from_before_a_key_existed_had_its_default():
     old, new = base_config().to_dict(), base_config().to_dict()
     del old["train"]["skip_spikes"], old["optimizer"]["muon_lr"]

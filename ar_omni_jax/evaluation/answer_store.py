@@ -10,9 +10,11 @@ import numpy as np
 
 from ar_omni_jax.documents import Document
 from ar_omni_jax.evaluation.file_answer import FileAnswer, answer_from_record
-from ar_omni_jax.evaluation.record_file import RecordFile
+from ar_omni_jax.evaluation.record_file import TEXT, TEXTS, RecordFile
 from ar_omni_jax.evaluation.systems import KnownSystem, MakingSystem
 from ar_omni_jax.inference import Answer
+
+ENTRIES = {"text": TEXT, "files": TEXTS, "problems": TEXTS}  # of a record that can be read back
 
 
 def answers_of(
@@ -29,10 +31,14 @@ def answers_of(
 
     Args:
       data: fingerprint of the documents. sample_rate: of speech, Hz. on_change: as in `RecordFile`.
+
+    Raises RecordError for a record that is damaged.
     """
     if isinstance(system, KnownSystem):
         return system.known(task, documents)
     log = RecordFile(folder / "answers.jsonl", header_of(system, task, data), on_change)
+    for k in log.records:
+        log.require(k, ENTRIES)
     lost = [k for k, record in log.records.items() if not _is_there(folder, k, record)]
     for k in lost:  # made again like answers that never came
         del log.records[k]

@@ -66,7 +66,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--model", default="7b", choices=MODELS, help="another size, to try the command")
     add("--batches", default="1", help="numbers of rows, comma-separated; 1 is always measured")
     add("--new", type=int, default=256, help="tokens of an answer")
-    add("--repeats", type=int, default=3, help="timed runs of each")
+    latency.add_repeats(parser)
     add("--speech_codes", type=int, default=200, help="codes of the spoken answer (40 a second)")
     add("--hf", default="auto", choices=("auto", "no"), help="beside HF transformers, where PyTorch has the GPU")
     add("--bandwidth", type=float, help="of the memory, GB/s (default: measured)")
@@ -80,7 +80,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def one_weights(options: argparse.Namespace, weights: str) -> dict:
     """The record of `evaluation.latency` for one kind of weights."""
     words = [f"--weights={weights}", "--prompt=64"]
-    words += [f"--{name}={getattr(options, name)}" for name in ("model", "new", "repeats", "speech_codes", "hf")]
+    same = ("model", "new", "repeats", "short_repeats", "speech_codes", "hf")
+    words += [f"--{name}={getattr(options, name)}" for name in same]
     rest = [n for n in options.batches.split(",") if n != "1"]
     words += [f"--batches={','.join(['1', *rest])}"]
     words += [f"--bandwidth={options.bandwidth}"] if options.bandwidth else []

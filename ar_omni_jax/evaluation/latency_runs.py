@@ -84,21 +84,28 @@ def measure_batch(
     new: int,
     chunk: int,
     repeats: int,
+    short_repeats: int,
     bandwidth: float,
     baseline: Baseline | None,
 ) -> dict:
-    """One line of the table: `rows` equal requests, and HF's run of the same. bandwidth in bytes a second."""
+    """One line of the table: `rows` equal requests, and HF's run of the same. Medians of `repeats` runs; of one row's
+    first token, of `short_repeats` runs that end with it. bandwidth in bytes a second."""
     engine = Engine(
         subject.model, subject.vocabulary, rows=rows, capacity=_bucketed(prompt + new), chunk=chunk, weights=weights
     )
     requests, cold = _equal_requests(engine, subject, rows, prompt, new)
     prompts = np.stack([request.prompt for request in requests])
-    warm, theirs, firsts, ids = _in_turns(engine, requests, prompts, new, repeats, baseline)
+    warm, theirs, their_firsts, ids = _in_turns(engine, requests, prompts, new, repeats, baseline)
+    firsts = [r.first for r in warm]
+    if rows == 1:
+        firsts, their_firsts = _first_tokens(engine, requests, prompts, short_repeats, baseline)
     seconds = statistics.median(r.seconds for r in warm)
     step = statistics.median(r.step for r in warm)
     row = {
         "batch": rows,
-        "first_token_ms": 1e3 * statistics.median(r.first for r in warm),
+        "repeats": len(warm),
+        "first_token_repeats": len(firsts),
+        "first_token_ms": 1e3 * statistics.median(firsts),
         "first_tokens": warm[0].first_count,
         "tokens_per_second": warm[0].tokens / seconds,
         "seconds": seconds,
@@ -113,7 +120,7 @@ def measure_batch(
         rate = rows * new / statistics.median(theirs)
         row["hf"] = {
             "tokens_per_second": rate,
-            "first_token_ms": 1e3 * statistics.median(firsts),
+            "first_token_ms": 1e3 * statistics.median(their_firsts),
             "ratio": row["tokens_per_second"] / rate,
             **compare(subject.model, prompts, warm[0].answers, ids),
         }
@@ -136,6 +143,21 @@ def _in_turns(
             theirs.append(seconds)
             firsts.append(baseline.generate(prompts, 1)[1])
     return warm, theirs, firsts, ids
+
+
+def _first_tokens(
+    engine: Engine, requests: list[Request], prompts: np.ndarray, repeats: int, baseline: Baseline | None
+) -> tuple[list[float], list[float]]:
+    """Seconds to the first token in runs that end with it, ours and HF's by turns."""
+    short = [dataclasses.replace(request, max_new_tokens=1) for request in requests]
+    ours, theirs = [], []
+    for _ in range(repeats):
+        time.sleep(REST)
+        ours.append(run(engine, short).first)
+        if baseline is not None:
+            time.sleep(REST)
+            theirs.append(baseline.generate(prompts, 1)[1])
+    return ours, theirs
 
 
 def _equal_requests(engine: Engine, subject: Subject, rows: int, prompt: int, new: int) -> tuple[list[Request], float]:
@@ -162,7 +184,8 @@ def _step_bytes(subject: Subject, rows: int, weights: str, length: float) -> flo
 
 
 def measure_speech(subject: Subject, *, codes: int, weights: str, prompt: int, chunk: int, repeats: int) -> dict:
-    """One spoken answer: when the first token and the first sound come, and time over the sound's length."""
+    """One spoken answer: when the first token and the first sound come, and time over the sound's length, medians of
+    `repeats` runs each without and with the codec."""
     engine = Engine(
         subject.model, subject.vocabulary, rows=1, capacity=_bucketed(prompt + codes + 3), chunk=chunk, weights=weights
     )
@@ -183,6 +206,7 @@ def measure_speech(subject: Subject, *, codes: int, weights: str, prompt: int, c
         "seconds_of_sound": sound,
         "codec": f"{'causal' if tokenizer.codec.config.causal else 'windowed'}, weights {tokenizer.identity}",
         "chunk": chunk,
+        "repeats": len(heard),
         "first_token_ms": 1e3 * statistics.median(h[0] for h in heard),
         "first_sound_ms": 1e3 * statistics.median(h[1] for h in heard),
         "first_sound_codes": heard[0][4] // tokenizer.hop_length,

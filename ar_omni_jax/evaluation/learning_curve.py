@@ -3,7 +3,8 @@
   python -m ar_omni_jax.evaluation.learning_curve --runs=runs/short,runs/toyworld,runs/long --output=runs/curve
 
 A run is a folder of launch/run_local.sh, or a training's --workdir with its evaluation in it; all must have been judged
-on the same documents. Writes learning_curve.md, learning_curve.png and learning_curve.json, which has every number.
+on the same documents, in the same way. Writes learning_curve.md, learning_curve.png and learning_curve.json, which has
+every number.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from ar_omni_jax.evaluation.learning_fits import LAWS, ScoreFit, Share, fit_scores
 from ar_omni_jax.evaluation.learning_plot import plot_curves
-from ar_omni_jax.evaluation.learning_runs import METRICS, CurveRun, LearningCurveError, differences, read_runs
+from ar_omni_jax.evaluation.learning_runs import JUDGED, METRICS, CurveRun, LearningCurveError, differences, read_runs
 from ar_omni_jax.evaluation.report import ReportError
 from ar_omni_jax.files import replace_file
 
@@ -187,9 +188,9 @@ def build(folders: Sequence[Path], output: Path, evaluation: str) -> dict:
     """Reads, fits, writes; returns what learning_curve.json has. LearningCurveError, ReportError."""
     runs = read_runs(folders, evaluation)
     notes = differences(runs)
-    other = [note for note in notes if note.startswith(("documents", "decoding"))]
+    other = [note for note in notes if note.startswith(tuple(JUDGED))]
     if other:
-        raise LearningCurveError("\n".join([*other, "evaluate all runs on the same documents, with the same settings"]))
+        raise LearningCurveError("\n".join([*other, "evaluate all runs on the same documents, with the same flags"]))
     curves = [curve for task in METRICS if (curve := curve_of(task, runs)) is not None]
     if not curves:
         raise LearningCurveError(f"no two runs were judged on one of the tasks {', '.join(METRICS)}: evaluate them")

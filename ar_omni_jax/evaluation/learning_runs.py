@@ -15,6 +15,8 @@ from ar_omni_jax.evaluation.results import TaskResult
 from ar_omni_jax.evaluation.systems import NAMES, TRAINED
 
 METRICS = {"caption": "attributes", "t2i": "attributes", "asr": "wer", "tts": "wer"}  # a task's figure on the curve
+# How `differences` begins where runs were judged otherwise and make no curve, and the attribute that it is about.
+JUDGED = {"decoding": "decoding", "budget": "budgets", "judge of": "judges", "documents of": "documents"}
 # Settings that two points of one curve may differ in: how long, which seed, on which devices, in which order of work.
 _FREE = ("train.", "mesh.", "seed", "data.prepare", "model.attention", "model.remat", "model.scan_layers")
 
@@ -34,6 +36,8 @@ class CurveRun:
       nll: held-out nats a token by modality, at the last step.
       scores: of the trained model by task. ceiling: of the tokenizers by task, where it was judged.
       settings: flat config. decoding: how answers were made. documents: by task, what changes with any of them.
+      budgets: how long answers may be; empty for an evaluation of before they were written down.
+      judges: by task, what made the figure of METRICS: measure, normalizer, recognizer.
     """
 
     name: str
@@ -47,6 +51,8 @@ class CurveRun:
     settings: dict[str, object]
     decoding: dict[str, object]
     documents: dict[str, str]
+    budgets: dict[str, object]
+    judges: dict[str, dict]
 
 
 def read_runs(folders: Sequence[Path], evaluation: str = "evaluation") -> list[CurveRun]:
@@ -103,8 +109,8 @@ def read_run(folder: Path, name: str, evaluation: str) -> CurveRun:
         raise LearningCurveError(f"{path} is of step {record.get('step')} and the run ended at {steps}: evaluate again")
     try:
         systems = {n: {t: TaskResult(**r) for t, r in rows.items()} for n, rows in record["systems"].items()}
-        scores = systems[TRAINED]
-    except (KeyError, TypeError, AttributeError) as error:
+        scores, budgets, judges = systems[TRAINED], dict(record.get("budgets", {})), _judges(record.get("judges", {}))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise LearningCurveError(f"{path} is damaged ({error!r}): evaluate again") from error
     rates = [r["tokens_per_second/all"] for r in train if r.get("tokens_per_second/all")]
     return CurveRun(
@@ -119,6 +125,8 @@ def read_run(folder: Path, name: str, evaluation: str) -> CurveRun:
         settings=settings,
         decoding=record.get("decoding", {}) | {"seed": record.get("seed")},
         documents={task: _digest(result) for task, result in scores.items()},
+        budgets=budgets,
+        judges={task: judge for task, judge in judges.items() if task in scores},
     )
 
 
@@ -148,23 +156,35 @@ def _of_the_curve(results: dict[str, TaskResult]) -> dict[str, TaskResult]:
     return {t: r for t, r in results.items() if r.metric in ("", METRICS.get(t)) and r.unit == "%" and r.examples}
 
 
+def _judges(told: dict[str, list[dict]]) -> dict[str, dict]:
+    """Of each task that one of METRICS: what else was measured (CIDEr, say) changes no point of the curve."""
+    return {t: m for t, measures in told.items() for m in measures if m["measure"] == METRICS.get(t)}
+
+
 def _digest(result: TaskResult) -> str:
     told = json.dumps([[e.get("id"), e.get("truth")] for e in result.examples])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def differences(runs: Sequence[CurveRun]) -> list[str]:
-    """What the runs do not have in common besides their length and seed, a sentence each: it bends the curve too."""
+    """What the runs do not have in common besides their length and seed, a sentence each: it bends the curve too.
+
+    Those that begin with one of JUDGED make the runs no curve. What a run was not judged on is no difference, nor is a
+    budget that an older evaluation does not tell; where only some tell theirs, a sentence names the others.
+    """
     out = []
-    for title, of in (("setting", "settings"), ("decoding", "decoding"), ("documents of", "documents")):
+    for title, of in {"setting": "settings", **JUDGED}.items():
         for key in sorted({key for run in runs for key in getattr(run, of)}):
             if of == "settings" and key.startswith(_FREE):
                 continue
             groups: dict[str, list[str]] = {}
             for run in runs:
-                if key in getattr(run, of) or of == "decoding":  # not judged on a task is no difference
+                if key in getattr(run, of) or of == "decoding":
                     groups.setdefault(json.dumps(getattr(run, of).get(key)), []).append(run.name)
             if len(groups) > 1:
                 values = [f"{value} ({', '.join(names)})" for value, names in groups.items()]
                 out.append(f"{title} {key} differs: " + "; ".join(values))
+    silent = [run.name for run in runs if not run.budgets]
+    if 0 < len(silent) < len(runs):
+        out.append(f"--max_text and --max_seconds are not told by the older evaluation of {', '.join(silent)}")
     return out

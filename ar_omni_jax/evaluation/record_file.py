@@ -9,6 +9,9 @@ from typing import Any
 
 from ar_omni_jax.files import replace_file
 
+# What an entry of a record must be, for `RecordFile.require`.
+TEXT, NUMBER, TEXTS = "text", "number", "list of texts"
+
 
 class RecordError(ValueError):
     """A file of records that belongs to another run or is damaged; the message says which, and what to do."""
@@ -27,6 +30,7 @@ class RecordFile:
 
     def __init__(self, path: Path, header: Mapping[str, Any], on_change: str = "anew"):
         self.path, self.records = path, {}
+        self._lines: dict[int, int] = {}  # of the records that were read
         self._header = json.loads(json.dumps(header))
         if path.is_file():
             self._read(on_change)
@@ -50,6 +54,7 @@ class RecordFile:
             self._another(header, len({row["index"] for row in rows[1:]}), on_change)
             return
         self.records = {row["index"]: row for row in rows[1:]}
+        self._lines = {row["index"]: number for number, row in enumerate(rows[1:], 2)}
         if whole != data:
             replace_file(self.path, whole)
 
@@ -64,12 +69,30 @@ class RecordFile:
             print(f"{what}; beginning anew", flush=True)
         self.path.unlink()
 
+    def require(self, index: int, entries: Mapping[str, str]) -> None:
+        """RecordError, with the line, unless the record that was read of `index` has all `entries`, {key: kind}."""
+        record = self.records[index]
+        for key, kind in entries.items():
+            if key in record and _is_of(record[key], kind):
+                continue
+            why = f"its {key} is no {kind}" if key in record else f"it has no {key}"
+            raise RecordError(
+                f"{self.path}: line {self._lines[index]} is damaged ({why}); remove the line, or the file, and what it "
+                "held is made again"
+            )
+
     def append(self, index: int, record: Mapping[str, Any]) -> None:
         """Adds a record; it is on its way to the disk when this returns."""
         row = {"index": index, **record}
         with open(self.path, "ab") as file:
             file.write(_line(row))
         self.records[index] = json.loads(json.dumps(row))
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    if kind == TEXTS:
+        return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    return isinstance(value, str if kind == TEXT else int | float)
 
 
 def _line(record: Mapping) -> bytes:

@@ -15,7 +15,7 @@ from ar_omni_jax.evaluation.manifest import has_truth, truth_text
 from ar_omni_jax.evaluation.measures import Measure
 from ar_omni_jax.evaluation.record_file import RecordFile
 from ar_omni_jax.evaluation.results import Score, TaskResult, task_result
-from ar_omni_jax.evaluation.systems import TRAINED, TRUTH, KnownSystem, MakingSystem
+from ar_omni_jax.evaluation.systems import CHANCE, TRAINED, TRUTH, KnownSystem, MakingSystem
 
 GROUP = 16  # documents examined between two writes
 
@@ -35,13 +35,17 @@ class Scoring:
     on_change: str = "anew"
 
     def score(self, system: MakingSystem | KnownSystem) -> dict[str, TaskResult]:
-        """{task: result}. Systems other than the model are left out where a document has no true answer."""
+        """{task: result}. Systems other than the model are left out where a document has no true answer, and chance
+        where there is no other document."""
         out = {}
         for task, measures in self.measures.items():
             documents = self.documents[task]
             needs_truth = isinstance(system, KnownSystem) or "checkpoint" not in system.identity
             if needs_truth and not all(map(has_truth, documents)):
                 print(f"  {task}: not all documents have a true answer; left out", flush=True)
+                continue
+            if system.name == CHANCE and len(documents) < 2:
+                print(f"  {task}: one document, and chance is the answer of another; left out", flush=True)
                 continue
             result = self._task(system, task, documents, measures)
             if result is not None:
@@ -83,7 +87,13 @@ class Scoring:
 def examine(
     measure: Measure, documents: Sequence[Document], answers: Sequence[FileAnswer], log: RecordFile
 ) -> list[dict]:
-    """A measure's record of each answer; those in `log` are taken from there, the others added."""
+    """A measure's record of each answer; those in `log` are taken from there, the others added.
+
+    Raises RecordError for one in `log` that is damaged.
+    """
+    for k, document in enumerate(documents):
+        if k in log.records:
+            log.require(k, measure.entries(document))
     todo = [k for k in range(len(documents)) if k not in log.records]
     for start in range(0, len(todo), GROUP):
         group = todo[start : start + GROUP]

@@ -78,12 +78,6 @@ def system_names(options: argparse.Namespace, documents: Mapping[str, Sequence[D
     if wanted is None:
         toy = any(manifest.is_toy(rows) for rows in documents.values())
         wanted = [name for name in NAMES if toy or name != "untrained"]
-    alone = [task for task, rows in documents.items() if len(rows) == 1]
-    if alone and "chance" in wanted:
-        raise EvaluationError(
-            f"--data={options.data} with --limit={options.limit} has one document of task {', '.join(alone)}, and "
-            "chance is another document's answer: give two or more, or --no_baselines"
-        )
     return [TRAINED, *(NAMES[name] for name in NAMES if name in wanted)]
 
 
@@ -148,6 +142,8 @@ def _run(predictor: Predictor, scoring: Scoring, names: Sequence[str], options: 
         "documents": {task: len(rows) for task, rows in scoring.documents.items()},
         "seed": options.seed,
         "decoding": {name: getattr(options, name) for name in STRATEGY_FLAGS},
+        "budgets": {"max_text": options.max_text, "max_seconds": options.max_seconds},
+        "batch": options.batch,
         "judges": {task: [m.describe() for m in scoring.measures[task]] for task in tasks},
         "fingerprints": dict(scoring.fingerprints),
         "seconds": seconds,

@@ -26,7 +26,7 @@ from ar_omni_jax.training import metrics as metrics_lib
 from ar_omni_jax.training.metrics import Stopwatch, Window
 from ar_omni_jax.training.profiler import Profiler
 from ar_omni_jax.training.progress import progress_line, say
-from ar_omni_jax.training.resume import initialize_from, require_same_run
+from ar_omni_jax.training.resume import initialize_from, require_same_run, with_parent
 from ar_omni_jax.training.saving import Saver
 from ar_omni_jax.training.signals import PreemptionNotice, StopSignal
 from ar_omni_jax.training.watchdog import Watchdog
@@ -365,6 +365,7 @@ class _Training:
             self.state, description = found
             say(f"resuming after step {description.step} from {self.checkpoints.directory}")
             self.step, self.loader_step = description.step, description.loader_step
+            self.config = with_parent(self.config, description.config)
             return description.progress
         self.state, self.step, self.loader_step = run.trainer.init(self.config.seed), 0, 0
         if self.config.train.init_from:

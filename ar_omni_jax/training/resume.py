@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from ar_omni_jax.checkpoint import CheckpointError, Description, load_arrays, named_leaves, place_leaves
 from ar_omni_jax.config import changes_on_resume
@@ -35,11 +36,21 @@ def require_same_run(
             )
     refused, warned = changes_on_resume(saved.config, config)
     if refused:
-        raise CheckpointError(f"{where} is of another model or optimizer: {'; '.join(refused)}. {remedy}")
+        raise CheckpointError(f"{where} is of another model, optimizer or parent: {'; '.join(refused)}. {remedy}")
     if saved.data and saved.data != data:
         warned.append(f"the data set was {saved.data} and is {data}: its order is not continued")
     for change in warned:
         say(f"warning: resuming with a change: {change}")
+
+
+def with_parent(config: ConfigDict, saved: Mapping[str, Any]) -> ConfigDict:
+    """`config` with the `train.init_from` that the run began with, where the command no longer gives it."""
+    parent = saved.get("train", {}).get("init_from", "")
+    if config.train.init_from or not parent:
+        return config
+    config = ConfigDict(config.to_dict())
+    config.train.init_from = parent
+    return config
 
 
 def require_same_vocabulary(saved: Description, vocabulary: JointVocabulary, where: str) -> None:

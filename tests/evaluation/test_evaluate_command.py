@@ -92,6 +92,11 @@ def test_the_judges_own_error_stands_beside_every_score(run, capsys):
     assert record["judges"]["tts"][0]["recognizer"] == "counter"
 
 
+def test_how_long_answers_may_be_and_how_many_were_decoded_together_is_written_down(run):
+    _, record, _ = run("out", "--task=asr", "--systems=", "--max_text=9", "--max_seconds=2.5")
+    assert record["budgets"] == {"max_text": 9, "max_seconds": 2.5} and record["batch"] == 2
+
+
 def test_a_killed_run_goes_on_and_ends_with_equal_results(run, monkeypatch):
     _, whole, calm = run("whole", *fast())
     append, count = RecordFile.append, [0]
@@ -159,6 +164,50 @@ def test_a_metric_that_says_nothing_is_told(run, data, capsys):
     assert "asr: wer says nothing of these documents; left out" in capsys.readouterr().out
 
 
+def test_a_task_of_one_document_has_no_chance(run, data, capsys):
+    lines = [line for line in data.read_text().splitlines() if '"asr-' not in line or '"asr-3"' in line]
+    data.write_text("\n".join(lines) + "\n")
+    code, record, _ = run("out", *fast())
+    systems = record["systems"]
+    assert code == 0 and record["documents"]["asr"] == 1
+    assert list(systems["another document's answer"]) == ["caption", "t2i", "tts"]
+    assert list(systems["trained model"]) == list(systems["judges on the files"]) == ["caption", "t2i", "asr", "tts"]
+    alone = systems["trained model"]["asr"]
+    assert alone["low"] == alone["score"] == alone["high"]
+    assert "asr: one document, and chance is the answer of another; left out" in capsys.readouterr().out
+    table = (run.folder / "out" / "evaluation.md").read_text()
+    row = next(line for line in table.splitlines() if line.startswith("| another document's answer |"))
+    assert row.count("–") == 1
+    code, record, _ = run("alone", "--task=asr", "--systems=chance")
+    assert code == 0 and record["systems"]["another document's answer"] == {}
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "record", "why"),
+    [
+        ("asr", "answers", {}, "it has no text"),
+        ("t2i", "answers", {"text": "", "problems": []}, "it has no files"),
+        ("t2i", "answers", {"text": "", "files": [3]}, "its files is no list of texts"),
+        ("asr", "wer", {"answer": ""}, "it has no edits"),
+        ("asr", "wer", {"answer": "", "edits": "2"}, "its edits is no number"),
+        ("caption", "cider", {"caption_words": "a dog"}, "its caption_words is no list of texts"),
+        ("t2i", "clip", {"clip": 0.5}, "it has no clip_image"),
+    ],
+)
+def test_a_damaged_record_is_named_and_made_again_without_its_line(run, capsys, task, name, record, why):
+    command = (f"--task={task}", "--systems=", *([] if task != "t2i" else ["--metrics=clip"]))
+    _, whole, _ = run("out", *command)
+    path = run.folder / "out" / task / f"{name}.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], json.dumps({"index": 1, **record}), *lines[3:]]) + "\n")
+    assert run("out", *command)[0] == 1
+    error = capsys.readouterr().err
+    assert f"{path}: line 3 is damaged ({why}); remove the line" in error and error.count("\n") == 1
+    path.write_text("\n".join([*lines[:2], *lines[3:]]) + "\n")
+    code, again, _ = run("out", *command)
+    assert code == 0 and again["systems"] == whole["systems"]
+
+
 def test_a_finished_run_is_not_decoded_again(run):
     run("out", *fast())
     _, _, predictor = run("out", *fast())
@@ -215,7 +264,6 @@ def test_a_document_that_cannot_be_asked(run, data, capsys):
         (["--task=t2i", "--clip=no_such:Thing"], "no module no_such"),
         (["--task=t2i", "--metrics=fid", "--fid=cleanfid:blurred"], "modes clean, legacy_pytorch, legacy_tensorflow"),
         (["--task=t2i", "--metrics=attributes"], "meta.scene is missing or damaged; attributes can be judged"),
-        (["--task=asr", "--limit=1"], "has one document of task asr"),
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(run, capsys, arguments, message):

@@ -79,6 +79,19 @@ def test_scores_before_and_after_and_whole_dialogues(run, capsys):
     assert "after instruction tuning   61.2 %" in told and "before it" in told
 
 
+def test_a_task_without_chance_has_a_dash(run, capsys):
+    for name in ("dialogues", "dialogues_before"):
+        path = run / "evaluation" / name / "evaluation.json"
+        found = json.loads(path.read_text())
+        found["systems"]["another document's answer"] = {}
+        write(path, found)
+    assert instruct_page.main([f"--run={run}"]) == 0
+    group = json.loads((run / "report" / "report.json").read_text())["groups"][0]
+    assert group["table"]["rows"]["another document's answer"] == ["–"]
+    assert "another document's answer" not in group["details"][0]["rows"]
+    assert "another document's answer  –" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("missing", ["dialogues", "one_shot_before"])
 def test_a_missing_part_is_named_with_its_command(run, missing, capsys):
     (run / "evaluation" / missing / "evaluation.json").unlink()

@@ -1,5 +1,6 @@
 """The latency measurement at tiny scale: what it counts, what it compares, and what it says."""
 
+import dataclasses
 import json
 import math
 
@@ -8,7 +9,7 @@ import pytest
 from flax import nnx
 
 from ar_omni_jax.decoding.engine import Engine, Request
-from ar_omni_jax.evaluation import latency
+from ar_omni_jax.evaluation import latency, latency_goals, latency_runs
 from ar_omni_jax.evaluation.agreement import compare
 from ar_omni_jax.evaluation.hf_baseline import Baseline, BaselineError
 from ar_omni_jax.evaluation.latency_runs import UNCONSTRAINED, measure_batch, measure_speech, random_prompt, run
@@ -21,6 +22,8 @@ from ar_omni_jax.tokenizers.speech import SpeechTokenizer
 from ar_omni_jax.tokenizers.speech.codec import SpeechCodec
 from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig
 from tests.model.helpers import make_model
+
+SETTINGS = {"weights": "float32", "prompt": 8, "new": 12, "chunk": 4, "bandwidth": 1e9}  # of a batch
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +71,7 @@ def test_the_engine_makes_the_tokens_that_are_counted(subject):
 def test_hf_has_the_same_weights_and_makes_the_same_tokens(subject):
     pytest.importorskip("transformers")
     baseline = Baseline(subject.model, subject.vocabulary)
-    row = measure_batch(
-        subject, 3, weights="float32", prompt=8, new=12, chunk=4, repeats=1, bandwidth=1e9, baseline=baseline
-    )
+    row = measure_batch(subject, 3, repeats=1, short_repeats=2, baseline=baseline, **SETTINGS)
     assert row["hf"]["same_ids"] == 1.0 and row["hf"]["margin"] is None
     assert row["hf"]["ratio"] == pytest.approx(row["tokens_per_second"] / row["hf"]["tokens_per_second"])
     assert row["tokens"] == 36 and "note" not in row
@@ -79,10 +80,9 @@ def test_hf_has_the_same_weights_and_makes_the_same_tokens(subject):
     assert row["percent_of_limit"] == pytest.approx(100 * needed / 1e9 / (row["step_ms"] / 1e3))
     other = Transformer(subject.model.config, rngs=nnx.Rngs(5))
     subject_2 = type(subject)("other", other, subject.vocabulary, "", tiny_codec)
-    row = measure_batch(
-        subject_2, 1, weights="float32", prompt=8, new=12, chunk=4, repeats=1, bandwidth=1e9, baseline=baseline
-    )
+    row = measure_batch(subject_2, 1, repeats=1, short_repeats=2, baseline=baseline, **SETTINGS)
     assert row["hf"]["same_ids"] < 0.9 and row["hf"]["margin"] > 0.01  # the comparison can fail
+    assert (row["repeats"], row["first_token_repeats"]) == (1, 2) and row["hf"]["first_token_ms"] > 0
 
 
 def test_the_margin_is_that_of_the_first_difference(subject):
@@ -109,7 +109,8 @@ def test_a_model_that_hf_cannot_express_is_said_so(subject):
 
 
 def test_speech_is_timed_with_and_without_its_codec(subject):
-    spoken = measure_speech(subject, codes=20, weights="float32", prompt=8, chunk=4, repeats=1)
+    spoken = measure_speech(subject, codes=20, weights="float32", prompt=8, chunk=4, repeats=3)
+    assert spoken["repeats"] == 3
     assert 0 < spoken["codes"] <= 20
     assert spoken["seconds_of_sound"] == pytest.approx(spoken["codes"] / 40)
     assert 1 <= spoken["first_sound_codes"] <= 4 and spoken["chunk"] == 4
@@ -126,10 +127,12 @@ def test_the_machine_has_a_name_and_a_speed():
 def test_the_command_writes_a_record_and_a_table(tmp_path, capsys, monkeypatch, subject):
     monkeypatch.setattr(latency, "random_subject", lambda name, dtype: subject)
     arguments = ["--model=tiny", "--batches=1,2", "--prompt=8", "--new=12", "--chunk=4", "--repeats=1", "--hf=no"]
-    arguments += ["--speech_codes=8", "--bandwidth=10", f"--output={tmp_path / 'latency.json'}"]
+    arguments += ["--speech_codes=8", "--short_repeats=2", "--bandwidth=10", f"--output={tmp_path / 'latency.json'}"]
     assert latency.main(arguments) == 0
     record = json.loads((tmp_path / "latency.json").read_text())
     assert [row["batch"] for row in record["batches"]] == [1, 2]
+    assert [(row["first_token_repeats"], row["repeats"]) for row in record["batches"]] == [(2, 1), (1, 1)]
+    assert record["speech"]["repeats"] == 2
     assert record["bandwidth_gb_s"] == 10 and record["hf"] == "left out (--hf=no)"
     for row in record["batches"]:
         for value in row.values():
@@ -137,13 +140,38 @@ def test_the_command_writes_a_record_and_a_table(tmp_path, capsys, monkeypatch, 
         assert row["compile_seconds"] >= 0
     out = capsys.readouterr().out
     for row in record["batches"]:
-        assert f"{row['tokens_per_second']:>9.0f} {row['step_ms']:>8.2f}" in out
+        (line,) = [x for x in out.splitlines() if f"{row['tokens_per_second']:>9.0f} {row['step_ms']:>8.2f}" in x]
+        assert line.endswith(f" {row['first_token_repeats']}, {row['repeats']}")
+    assert "with; medians of 2 runs" in out and "runs: medians are of so many" in out
     assert f"RTF {record['speech']['rtf_without_codec']:.3f} without codec" in out
     assert record["machine"]["processor"] in out
 
 
+def test_a_figure_is_the_median_of_as_many_runs_as_the_record_says(monkeypatch, subject):
+    """First tokens of 1, 2, 3 ... ms, whole runs before short ones."""
+    count = [0]
+
+    def timed(engine, requests):
+        made = run(engine, requests)
+        count[0] += 1
+        return dataclasses.replace(made, first=count[0] / 1e3) if len(made.answers[0]) == 1 else made
+
+    monkeypatch.setattr(latency_runs, "run", timed)
+    monkeypatch.setattr(latency_runs, "REST", 0.0)
+    row = measure_batch(subject, 1, repeats=3, short_repeats=20, baseline=None, **SETTINGS)
+    before = count[0] - 20
+    assert (row["repeats"], row["first_token_repeats"]) == (3, 20) and before >= 4
+    assert row["first_token_ms"] == pytest.approx(before + 10.5)
+    assert row["tokens"] == 12, "the other figures are of whole runs"
+
+
+def test_the_protocol_asks_for_twenty_runs_of_what_is_short():
+    for command in (latency, latency_goals):
+        assert command.parse_arguments([]).short_repeats >= 20 and command.parse_arguments([]).repeats == 3
+
+
 def test_bad_flags(capsys):
-    for arguments in (["--batches=one"], ["--batches=0"], ["--repeats=0"], ["--model=9b"]):
+    for arguments in (["--batches=one"], ["--batches=0"], ["--repeats=0"], ["--short_repeats=0"], ["--model=9b"]):
         with pytest.raises(SystemExit):
             latency.parse_arguments(arguments)
 

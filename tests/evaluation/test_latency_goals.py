@@ -25,14 +25,16 @@ def subject():
 
 def test_one_command_measures_both_kinds_of_weights(tmp_path, capsys, monkeypatch, subject):
     monkeypatch.setattr(latency, "random_subject", lambda name, dtype: subject)
-    arguments = ["--model=tiny", "--new=9", "--repeats=1", "--speech_codes=8", "--hf=no", "--bandwidth=10"]
+    arguments = ["--model=tiny", "--new=9", "--repeats=1", "--short_repeats=2", "--speech_codes=8", "--hf=no"]
+    arguments += ["--bandwidth=10"]
     assert latency_goals.main([*arguments, f"--output={tmp_path / 'goals.json'}"]) == 0
     records = json.loads((tmp_path / "goals.json").read_text())
     assert list(records) == ["bfloat16", "int8"]
     out = capsys.readouterr().out
     for weights, record in records.items():
         assert record["weights"].endswith(f"decoded as {weights}") and record["prompt"] == 64
-        assert [row["batch"] for row in record["batches"]] == [1]
+        assert [(row["batch"], row["first_token_repeats"]) for row in record["batches"]] == [(1, 2)]
+        assert record["speech"]["repeats"] == 2
         assert latency.table(record) in out
     table = latency_goals.goals_table(records)
     assert table in out and len(table.splitlines()) == 1 + len(latency_goals.GOALS)
@@ -57,6 +59,7 @@ def test_more_rows_come_after_the_one_of_the_goals(monkeypatch):
     asked = []
     monkeypatch.setattr(latency, "measure", lambda options, say: asked.append(options) or RECORD)
     latency_goals.one_weights(latency_goals.parse_arguments(["--batches=8,1,32"]), "int8")
+    assert asked[0].short_repeats == latency.SHORT_REPEATS
     assert asked[0].batches == [1, 8, 32] and asked[0].model == "7b" and asked[0].weights == "int8"
 
 

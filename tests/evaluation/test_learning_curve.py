@@ -20,7 +20,17 @@ def result(task, score, metric, count=64):
     return TaskResult(task, score, score - 4, score + 4, examples, metric=metric, title=task).to_dict()
 
 
-def write_run(folder, steps, caption, tts, ceiling=1.0, step=None, decoding=None, count=64, **settings):
+BUDGETS = {"max_text": 48, "max_seconds": 6.0}
+
+
+def judges(normalizer="words", recognizer="pocketsphinx", more=()):
+    words = {"measure": "wer", "normalizer": normalizer, "recognizer": recognizer}
+    return {"caption": [{"measure": "attributes", "judge": "toy world"}, *more], "tts": [words]}
+
+
+def write_run(
+    folder, steps, caption, tts, ceiling=1.0, step=None, decoding=None, count=64, told=None, batch=16, **settings
+):
     config = base_config()
     config.train.steps, config.data.batch_size, config.data.length = steps, 2, 512
     for key, value in settings.items():
@@ -38,6 +48,7 @@ def write_run(folder, steps, caption, tts, ceiling=1.0, step=None, decoding=None
         NAMES["ceiling"]: {"tts": result("tts", ceiling, "wer", count)},
     }
     record = {"step": step or steps, "decoding": decoding or {"temperature": 0.7}, "seed": 0, "systems": systems}
+    record |= {"budgets": BUDGETS, "judges": judges(), "batch": batch} if told is None else told
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "evaluation.json").write_text(json.dumps(record))
     return folder
@@ -139,6 +150,11 @@ def test_a_run_that_is_no_point_is_named(runs, tmp_path, capsys, harm, message):
     [
         ({"decoding": {"temperature": 1.0}}, "decoding temperature differs: 1.0 .odd.; 0.7 "),
         ({"count": 32}, "documents of caption differs"),
+        ({"told": {"judges": judges("whisper")}}, 'judge of tts differs: .*"normalizer": "whisper".* .odd.; '),
+        ({"told": {"judges": judges(recognizer="whisper-tiny")}}, "judge of tts differs: .*whisper-tiny"),
+        ({"told": {"budgets": BUDGETS | {"max_text": 256}}}, "budget max_text differs: 256 .odd.; 48 "),
+        ({"told": {"budgets": BUDGETS | {"max_seconds": 2.0}}}, "budget max_seconds differs: 2.0 .odd.; 6.0 "),
+        ({"told": {"judges": {"tts": ["wer"]}}}, "odd/evaluation/evaluation.json is damaged"),
         ({"step": 5}, "is of step 5 and the run ended at 100"),
     ],
 )
@@ -146,6 +162,26 @@ def test_runs_that_were_judged_otherwise_are_refused(runs, tmp_path, capsys, oth
     odd = write_run(tmp_path / "odd", 100, 20.0, 99.0, **other)
     code, said = run_command(capsys, tmp_path / "out", *runs, odd)
     assert code == 1 and re.search(message, said.err), said.err
+
+
+def test_what_changes_no_score_is_no_other_judgement(runs, tmp_path, capsys):
+    """Rows decoded together change rounding alone, and CIDEr beside the toy world's judge makes no point."""
+    told = {"budgets": BUDGETS, "judges": judges(more=[{"measure": "cider", "scale": 100}])}
+    other = [
+        write_run(tmp_path / "rows", 100, 20.0, 99.0, batch=4),
+        write_run(tmp_path / "more", 200, 20.0, 99.0, told=told),
+    ]
+    code, said = run_command(capsys, tmp_path / "out", *runs, *other)
+    assert code == 0 and "not alike" not in said.out, said.err
+
+
+def test_evaluations_of_before_budgets_were_told_can_be_read(runs, tmp_path, capsys):
+    old = [write_run(tmp_path / f"budget{n}", 100 * n, 20.0, 99.0, told={}) for n in (1, 2)]
+    code, said = run_command(capsys, tmp_path / "old", *old)
+    assert code == 0 and "not alike" not in said.out, said.err
+    code, said = run_command(capsys, tmp_path / "both", *runs, *old)
+    assert code == 0, said.err
+    assert "--max_text and --max_seconds are not told by the older evaluation of budget1, budget2" in said.out
 
 
 def test_one_size_is_no_curve(runs, tmp_path, capsys):

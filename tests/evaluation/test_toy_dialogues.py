@@ -14,8 +14,9 @@ from ar_omni_jax.evaluation.dialogue_kinds import DIALOGUE_TASKS, judged_as
 from ar_omni_jax.evaluation.file_answer import FileAnswer
 from ar_omni_jax.evaluation.manifest import load_documents, truth_text
 from ar_omni_jax.evaluation.measures.selection import select
-from ar_omni_jax.evaluation.scoring import Scoring
-from ar_omni_jax.evaluation.systems import KnownSystem, chance_system, next_of_its_kind, truth_system
+from ar_omni_jax.evaluation.record_file import RecordError
+from ar_omni_jax.evaluation.scoring import Scoring, folder_of
+from ar_omni_jax.evaluation.systems import TRUTH, KnownSystem, chance_system, next_of_its_kind, truth_system
 from data_pipelines.toyworld.build import build_dialogues
 from data_pipelines.toyworld.drawing import draw
 from data_pipelines.toyworld.scene import Scene
@@ -49,6 +50,21 @@ def test_the_truth_is_perfect(world, score):
     assert 50 < changes["left as it was"] < 90
     for kind, result in truth.items():
         assert (result.title, result.unit, result.higher_is_better) == toy_tasks.MEASURES[kind]
+
+
+def test_kept_judgements_are_read_back_and_one_without_its_entries_is_named(world, score, tmp_path):
+    truth = score(truth_system(world[0]))
+    assert score(truth_system(world[0])) == truth
+    for kind, name, key in (("chat_image", "attributes", "unchanged_score"), ("chat_text", "correct", "right")):
+        path = folder_of(tmp_path, TRUTH) / kind / f"{name}.jsonl"
+        lines = path.read_text().splitlines()
+        number = next(k for k, line in enumerate(lines) if f'"{key}"' in line)
+        whole, record = lines[number], json.loads(lines[number])
+        lines[number] = json.dumps({k: v for k, v in record.items() if k != key})
+        path.write_text("\n".join(lines) + "\n")
+        with pytest.raises(RecordError, match=rf"{name}\.jsonl: line {number + 1} is damaged \(it has no {key}\)"):
+            score(truth_system(world[0]))
+        path.write_text("\n".join([*lines[:number], whole, *lines[number + 1 :]]) + "\n")
 
 
 def test_another_answer_to_the_same_kind_of_question_is_chance(world, score):

@@ -1,6 +1,8 @@
 """The loop's promises, on a model of one weight: order of events, resuming, refusals, skipped steps."""
 
 import dataclasses
+import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -211,6 +213,24 @@ def test_starts_from_the_weights_of_another_run(tmp_path):
     loaded = loop.initialize_from(state, str(tmp_path / "first"), VOCABULARY)
     assert not np.array_equal(loaded.params["model"]["w"], state.params["model"]["w"])
     assert int(loaded.step) == 0
+
+
+def test_another_parent_is_refused_on_resume(tmp_path):
+    for parent in ("a", "b"):
+        train(make_run(tmp_path / parent))
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    train(make_run(tmp_path / "run", init_from=a))
+    told = rf"is of another model, optimizer or parent: config\.train\.init_from: '{a}' in the checkpoint, '{b}' now"
+    with pytest.raises(CheckpointError, match=told + r"\. Use a new --workdir or the old values"):
+        train(make_run(tmp_path / "run", init_from=b))
+    shutil.rmtree(a)
+    train(make_run(tmp_path / "run", init_from=a, steps=22))
+    train(make_run(tmp_path / "run", steps=24))  # without a word of it: the run still knows where it began
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["init_from"] == a
+    with pytest.raises(CheckpointError, match=told):
+        train(make_run(tmp_path / "run", init_from=b, steps=26))
+    with pytest.raises(CheckpointError, match=r"init_from: '' in the checkpoint"):
+        train(make_run(tmp_path / "b", init_from=str(tmp_path / "run")))
 
 
 def test_an_unwritable_workdir_is_named(tmp_path):

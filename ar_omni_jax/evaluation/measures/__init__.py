@@ -29,6 +29,10 @@ class Measure(Protocol):
         """A record each, of what JSON can hold."""
         ...
 
+    def entries(self, document: Document) -> dict[str, str]:
+        """What the document's record must have for `total`: {key: TEXT, NUMBER or TEXTS of `record_file`}."""
+        ...
+
     def total(
         self, documents: Sequence[Document], answers: Sequence[FileAnswer], records: Sequence[Mapping], truth: bool
     ) -> Score | None:

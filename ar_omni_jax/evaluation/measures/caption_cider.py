@@ -10,6 +10,7 @@ from ar_omni_jax.evaluation.manifest import references
 from ar_omni_jax.evaluation.metrics.bootstrap import ratio_interval
 from ar_omni_jax.evaluation.metrics.caption_tokens import caption_tokens
 from ar_omni_jax.evaluation.metrics.cider import cider_d
+from ar_omni_jax.evaluation.record_file import TEXTS
 from ar_omni_jax.evaluation.results import Score
 
 
@@ -21,6 +22,10 @@ class CaptionCider:
     def describe(self) -> dict:
         """See `Measure`."""
         return {"measure": self.name, "scale": 100, "frequencies": "references of these documents"}
+
+    def entries(self, document: Document) -> dict[str, str]:
+        """See `Measure`."""
+        return {"caption_words": TEXTS}
 
     def examine(self, documents: Sequence[Document], answers: Sequence[FileAnswer]) -> list[dict]:
         """See `Measure`: the caption's words."""

@@ -12,6 +12,7 @@ from ar_omni_jax.evaluation.judges.embedders import PictureTextEmbedder
 from ar_omni_jax.evaluation.manifest import has_truth, truth_text
 from ar_omni_jax.evaluation.metrics.bootstrap import ratio_interval
 from ar_omni_jax.evaluation.metrics.clip_score import clip_scores
+from ar_omni_jax.evaluation.record_file import NUMBER
 from ar_omni_jax.evaluation.results import Score
 
 
@@ -29,6 +30,10 @@ class ClipSimilarity:
     def describe(self) -> dict:
         """See `Measure`."""
         return {"measure": self.name, "embedder": self._embedder.name, "scale": 1}
+
+    def entries(self, document: Document) -> dict[str, str]:
+        """See `Measure`."""
+        return {"clip": NUMBER, "clip_image": NUMBER} if has_truth(document) else {"clip": NUMBER}
 
     def examine(self, documents: Sequence[Document], answers: Sequence[FileAnswer]) -> list[dict]:
         """See `Measure`: "clip", cosine with the text, and "clip_image", with the true picture where there is one."""

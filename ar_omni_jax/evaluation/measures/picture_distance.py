@@ -34,6 +34,10 @@ class PictureDistance:
         """See `Measure`."""
         return {"measure": self.name, "features": self._extractor.name}
 
+    def entries(self, document: Document) -> dict[str, str]:
+        """See `Measure`: none, `total` looks at the pictures."""
+        return {}
+
     def examine(self, documents: Sequence[Document], answers: Sequence[FileAnswer]) -> list[dict]:
         """See `Measure`: nothing but whether there is a picture; features are made in `total`."""
         return [{"picture": bool(answer.image_paths)} for answer in answers]

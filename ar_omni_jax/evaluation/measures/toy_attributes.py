@@ -10,6 +10,7 @@ from ar_omni_jax.documents import Document
 from ar_omni_jax.evaluation import toy_judges
 from ar_omni_jax.evaluation.file_answer import FileAnswer
 from ar_omni_jax.evaluation.metrics.bootstrap import ratio_interval
+from ar_omni_jax.evaluation.record_file import NUMBER
 from ar_omni_jax.evaluation.results import Score
 
 DETAILS = ("shapes", "colors", "sizes", "positions", "background")
@@ -27,6 +28,10 @@ class ToyAttributes:
     def describe(self) -> dict:
         """See `Measure`."""
         return {"measure": self.name, "judge": "toy world", "of": "pictures" if self._pictures else "captions"}
+
+    def entries(self, document: Document) -> dict[str, str]:
+        """See `Measure`."""
+        return dict.fromkeys(("attributes", *DETAILS), NUMBER)
 
     def examine(self, documents: Sequence[Document], answers: Sequence[FileAnswer]) -> list[dict]:
         """See `Measure`: shares in [0, 1]."""

@@ -12,6 +12,7 @@ from ar_omni_jax.evaluation.dialogue_kinds import accepted
 from ar_omni_jax.evaluation.file_answer import FileAnswer
 from ar_omni_jax.evaluation.judges.recognizers import SpeechRecognizer
 from ar_omni_jax.evaluation.metrics.bootstrap import ratio_interval
+from ar_omni_jax.evaluation.record_file import NUMBER, TEXT
 from ar_omni_jax.evaluation.results import Score
 
 ANSWER_TITLES = {
@@ -20,6 +21,7 @@ ANSWER_TITLES = {
     "chat_spoken": "spoken answers right",
 }
 PICTURE_TITLE = "pictures of dialogues: attributes right"
+PARTS = ("shapes", "colors", "sizes", "positions")
 
 
 class ToyAnswers:
@@ -38,6 +40,11 @@ class ToyAnswers:
         """See `Measure`."""
         heard = {"recognizer": self._recognizer.name} if self._recognizer else {}
         return {"measure": self.name, "judge": "toy world", **heard}
+
+    def entries(self, document: Document) -> dict[str, str]:
+        """See `Measure`."""
+        asked = {"question": TEXT} if isinstance(document.meta.get("question", ""), str) else {}
+        return {"answer": TEXT, "right": NUMBER, **asked}
 
     def examine(self, documents: Sequence[Document], answers: Sequence[FileAnswer]) -> list[dict]:
         """See `Measure`: what was read or heard, and whether it is right."""
@@ -82,6 +89,11 @@ class ToyDialoguePictures:
         """See `Measure`."""
         return {"measure": self.name, "judge": "toy world", "of": "pictures of dialogues"}
 
+    def entries(self, document: Document) -> dict[str, str]:
+        """See `Measure`."""
+        of_changes = ("changed", "unchanged_score") if document.meta.get("before") is not None else ()
+        return dict.fromkeys(("attributes", *PARTS, *of_changes), NUMBER)
+
     def examine(self, documents: Sequence[Document], answers: Sequence[FileAnswer]) -> list[dict]:
         """See `Measure`: shares in [0, 1]; of a change also whether it was made, and the score of no change."""
         return [self._record(d.meta, a) for d, a in zip(documents, answers, strict=True)]
@@ -110,7 +122,7 @@ class ToyDialoguePictures:
             "left as it was": [r["unchanged_score"] for r in edits],
         }
         details = {name: _percent(values) for name, values in groups.items() if values}
-        details |= {name: _percent([r[name] for r in records]) for name in ("shapes", "colors", "sizes", "positions")}
+        details |= {name: _percent([r[name] for r in records]) for name in PARTS}
         empty = sum(not answer.image_paths for answer in answers)
         notes = [f"{empty} of {len(answers)} answers have no picture"] if empty else []
         return Score(*[100 * x for x in ratio_interval([r["attributes"] for r in records])], details, notes)

@@ -11,6 +11,7 @@ from ar_omni_jax.evaluation.manifest import truth_text
 from ar_omni_jax.evaluation.metrics.bootstrap import ratio_interval
 from ar_omni_jax.evaluation.metrics.normalizers import text_normalizer
 from ar_omni_jax.evaluation.metrics.wer import edit_distance
+from ar_omni_jax.evaluation.record_file import NUMBER, TEXT
 from ar_omni_jax.evaluation.results import Score
 
 
@@ -33,6 +34,10 @@ class WordErrorRate:
         """See `Measure`."""
         heard = {"recognizer": self._recognizer.name} if self._recognizer else {}
         return {"measure": self.name, "normalizer": self._name, **heard}
+
+    def entries(self, document: Document) -> dict[str, str]:
+        """See `Measure`."""
+        return {"answer": TEXT} | dict.fromkeys(("edits", "words", "edits_unnormalized", "words_unnormalized"), NUMBER)
 
     def examine(self, documents: Sequence[Document], answers: Sequence[FileAnswer]) -> list[dict]:
         """See `Measure`: what was heard, edits and reference words, normalized and not."""

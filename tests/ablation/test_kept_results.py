@@ -80,6 +80,18 @@ def test_the_scales_of_the_perceptual_loss_are_those_of_the_runs():
         assert value == pytest.approx(sum(run["perceptual"] for run in runs) / 3, abs=0.501), depth
 
 
+def test_the_longer_probe_is_that_of_its_runs():
+    kept = KEPT.with_name("stability_long")
+    arms = json.loads(json.dumps(probe.summarize(read_runs(kept, STABILITY))))
+    assert_same(arms, json.loads((kept / "stability.json").read_text())["arms"])
+    text = " ".join((ROOT / "docs" / "ablation.md").read_text().split())
+    for name, words in (
+        ("plain_x10", "{spikes} spikes, largest norm {largest:.0f})"),
+        ("guarded_x10", "goes on to {held_out:.2f}"),
+    ):
+        assert words.format(**arms[name]["runs"][0]) in text
+
+
 def test_the_probe_is_that_of_its_runs_and_the_documentation_has_its_numbers():
     kept = KEPT.with_name("stability")
     arms = json.loads(json.dumps(probe.summarize(read_runs(kept, STABILITY))))

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from ar_omni_jax.ablation.examples import ANSWERS, PICTURES
+from ar_omni_jax.ablation.page import joined
 from ar_omni_jax.ablation.runner import (
     CONFIG_FILE,
     JUDGED,
@@ -92,9 +93,7 @@ def _keep_record(ours: Path, theirs: Path) -> None:
         if "machines" not in record:  # as the first pages had it
             shutil.copyfile(ours, theirs)
             return
-        places = record["machines"]
-        had = [one | {"load": None} for one in places]
-        record["machines"] = [one for one in known.get("machines", []) if one | {"load": None} not in had] + places
+        record["machines"] = joined(known.get("machines", []), record["machines"])
         record["runs"] = {  # those besides are no new ones to the next page
             name: sorted({*record.get("runs", {}).get(name, []), *known.get("runs", {}).get(name, [])})
             for name in record.get("runs", {}) | known.get("runs", {})

@@ -77,12 +77,16 @@ def machines(record: Path, runs: dict[str, list[Run]]) -> list[dict]:
         told = json.loads(record.read_text())
         known = told["machines"] if "machines" in told else [told["machine"]]
         had = told["runs"] if "runs" in told else {name: row["seeds"] for name, row in told["variants"].items()}
-        same = [{**one, "load": None} for one in known]  # how busy it was makes it no other machine
         came = any(set(found) - set(had.get(name, ())) for name, found in seeds(runs).items())
+        return joined(known, [machine()] if came else [])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or not ours: it is written anew
-        known, same, came = [], [], True
-    here = machine()
-    return known + ([here] if came and {**here, "load": None} not in same else [])
+        return [machine()]
+
+
+def joined(known: list[dict], more: list[dict]) -> list[dict]:
+    """`known` and those of `more` that are no machine of it; how busy it was makes it no other machine."""
+    same = [{**one, "load": None} for one in known]
+    return known + [one for one in more if {**one, "load": None} not in same]
 
 
 def render(template: str, **values) -> str:

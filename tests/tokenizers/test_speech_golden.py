@@ -1,42 +1,20 @@
 """The port against the published PyTorch code, on a tiny random instance under published key names."""
 
-import json
-import pathlib
-
 import flax.nnx as nnx
 import jax
 import numpy as np
 import pytest
+from golden_speech import GOLDEN, golden_config
 from safetensors.numpy import load_file
 
 from ar_omni_jax.tokenizers.speech.codec import SpeechCodec
 from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig, published_config
 from ar_omni_jax.tokenizers.speech.published import fold_weight_norm, load_published
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-
 
 @pytest.fixture(scope="module")
 def config():
-    record = json.loads((GOLDEN / "speech_codec.json").read_text())
-    kept = (
-        "n_filters",
-        "dimension",
-        "ratios",
-        "kernel_size",
-        "last_kernel_size",
-        "residual_kernel_size",
-        "compress",
-        "lstm_layers",
-    )
-    return SpeechCodecConfig.from_dict(
-        {
-            "encoder": {name: record["encoder"][name] for name in kept},
-            "backbone": record["backbone"],
-            "head": {"n_fft": record["head"]["n_fft"], "hop_length": record["head"]["hop_length"]},
-            "codebook_size": record["codebook_size"],
-        }
-    )
+    return golden_config()
 
 
 @pytest.fixture(scope="module")

@@ -1,49 +1,27 @@
 """Rows of different lengths go through the codec without causality together, each as if it were alone."""
 
 import functools
-import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from golden_speech import GOLDEN, golden_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from ar_omni_jax.tokenizers.speech.config import SpeechCodecConfig
 from ar_omni_jax.tokenizers.speech.convolution import Conv
 from ar_omni_jax.tokenizers.speech.published import load_published
 from ar_omni_jax.tokenizers.speech.tokenizer import SpeechTokenizer
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TIME = 48  # frames of the padded rows; a multiple of all strides
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     """The tiny instance of the published code, whose codes the golden tests check."""
-    record = json.loads((GOLDEN / "speech_codec.json").read_text())
-    kept = (
-        "n_filters",
-        "dimension",
-        "ratios",
-        "kernel_size",
-        "last_kernel_size",
-        "residual_kernel_size",
-        "compress",
-        "lstm_layers",
-    )
-    config = SpeechCodecConfig.from_dict(
-        {
-            "encoder": {name: record["encoder"][name] for name in kept},
-            "backbone": record["backbone"],
-            "head": {"n_fft": record["head"]["n_fft"], "hop_length": record["head"]["hop_length"]},
-            "codebook_size": record["codebook_size"],
-        }
-    )
-    return SpeechTokenizer(load_published(load_file(GOLDEN / "speech_codec.safetensors"), config), "golden")
+    return SpeechTokenizer(load_published(load_file(GOLDEN / "speech_codec.safetensors"), golden_config()), "golden")
 
 
 def padded_by_hand(x, left, right):
